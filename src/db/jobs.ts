@@ -1,0 +1,47 @@
+/** pg-boss: where failed batches, dead letters and schedules are kept, in the same Postgres. */
+
+import { sql } from 'drizzle-orm'
+import { fromDrizzle, PgBoss } from 'pg-boss'
+import type { Transaction } from './connect.ts'
+
+export const FAILED_BATCHES = 'failed-batches'
+export const DEAD_LETTERS = 'dead-letters'
+
+const YEAR_SECONDS = 365 * 24 * 3600
+
+/**
+ * pg-boss keeps queued jobs 14 days by default; a dead letter stays until someone replays or discards it. Ten years is
+ * the longest it allows in practice, and finished ones stay a year to answer "what became of it".
+ */
+const QUEUES = [
+  { name: FAILED_BATCHES, retentionSeconds: YEAR_SECONDS, deleteAfterSeconds: 30 * 24 * 3600, retryLimit: 0 },
+  { name: DEAD_LETTERS, retentionSeconds: 10 * YEAR_SECONDS, deleteAfterSeconds: YEAR_SECONDS, retryLimit: 0 },
+]
+
+/**
+ * Starts pg-boss on its own two connections.
+ * @param migrate  true only in migrateDatabase: creates pg-boss's schema and our queues
+ * @param maintain true in one long-lived process at least: expiry, retention and cron
+ */
+export async function startJobs(
+  url: string,
+  { migrate = false, maintain = false, onError = (_: Error) => {} } = {},
+): Promise<PgBoss> {
+  const jobs = new PgBoss({
+    connectionString: url,
+    application_name: 'millrace jobs',
+    max: 2,
+    migrate,
+    createSchema: migrate,
+    supervise: maintain,
+    schedule: maintain,
+    registerInstance: false,
+  })
+  jobs.on('error', onError)
+  await jobs.start()
+  if (migrate) for (const { name, ...options } of QUEUES) await jobs.createQueue(name, options)
+  return jobs
+}
+
+/** Makes a pg-boss call part of our transaction: `jobs.send(queue, data, { db: within(tx) })`. */
+export const within = (tx: Transaction) => fromDrizzle(tx, sql)

@@ -1,0 +1,33 @@
+/** The one error family: every refusal Millrace makes on purpose carries a stable `code`. */
+
+export type ErrorCode =
+  | 'invalid_config'
+  | 'invalid_request'
+  | 'invalid_event'
+  | 'unsupported_media_type'
+  | 'too_large'
+  | 'not_found'
+  | 'conflict'
+  | 'unavailable'
+  | 'overloaded'
+  | 'broker_too_old'
+  | 'schema_too_new'
+
+/** @property details  facts for a machine: limits, pointers, ids. Never a secret. */
+export class MillraceError extends Error {
+  readonly code: ErrorCode
+  readonly details: Record<string, unknown>
+
+  constructor(code: ErrorCode, message: string, options: { cause?: unknown; details?: Record<string, unknown> } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause })
+    this.name = 'MillraceError'
+    this.code = code
+    this.details = options.details ?? {}
+  }
+}
+
+/** The message of anything thrown, with the messages of its causes. */
+export function describe(error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  return error.cause === undefined ? error.message : `${error.message}: ${describe(error.cause)}`
+}
