@@ -16,12 +16,13 @@ const LOCAL = fileURLToPath(new URL('../../.venv/bin/nats-server', import.meta.u
 /**
  * Starts nats-server on loopback over `dir`. `sync_interval: always` makes it fsync before it acknowledges, which
  * promise 1 rests on.
+ * @param detached as in startPostgres
  * @param more  further lines for its configuration file: a cluster, limits
  * @throws MillraceError `unavailable` with the server's own last words
  */
 export async function startNats(
   dir: string,
-  { port, more = '' }: { port?: number; more?: string } = {},
+  { port, more = '', detached = false }: { port?: number; more?: string; detached?: boolean } = {},
 ): Promise<EmbeddedServer> {
   mkdirSync(dir, { recursive: true })
   const chosen = port ?? (await freePort())
@@ -34,7 +35,10 @@ jetstream { store_dir: "${join(dir, 'jetstream')}", sync_interval: always, max_f
 ${more}
 `,
   )
-  const child = spawn(existsSync(LOCAL) ? LOCAL : 'nats-server', ['-c', file], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const child = spawn(existsSync(LOCAL) ? LOCAL : 'nats-server', ['-c', file], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    detached,
+  })
   let lastWords = ''
   let failed: Error | undefined
   child.on('error', (error) => {

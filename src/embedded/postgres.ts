@@ -33,7 +33,8 @@ function binary(name: 'initdb' | 'postgres'): string {
 export function initPostgres(dir: string): void {
   if (existsSync(join(dir, 'PG_VERSION'))) return
   rmSync(dir, { recursive: true, force: true })
-  mkdirSync(dir, { recursive: true, mode: 0o700 })
+  mkdirSync(dirname(dir), { recursive: true })
+  mkdirSync(dir, { mode: 0o700 })
   const user = identity()
   if (user.uid !== undefined) chownSync(dir, user.uid, user.gid)
   const made = spawnSync(
@@ -50,11 +51,16 @@ export function initPostgres(dir: string): void {
 
 /**
  * Starts Postgres on loopback over `dir` (made when absent) with database `millrace`, fsync on.
+ * @param detached true where Ctrl-C in the terminal must reach only us, who then stop the server in order
  * @throws MillraceError `unavailable` with the server's own last words
  */
 export async function startPostgres(
   dir: string,
-  { port, settings = {} }: { port?: number; settings?: Record<string, string> } = {},
+  {
+    port,
+    settings = {},
+    detached = false,
+  }: { port?: number; settings?: Record<string, string>; detached?: boolean } = {},
 ): Promise<EmbeddedServer> {
   initPostgres(dir)
   const chosen = port ?? (await freePort())
@@ -73,6 +79,7 @@ export async function startPostgres(
     ...identity(),
     cwd: '/',
     stdio: ['ignore', 'ignore', 'pipe'],
+    detached,
   })
   let lastWords = ''
   child.stderr.on('data', (chunk) => {

@@ -1,0 +1,39 @@
+/**
+ * A message as a pull consumer delivers it, and the four answers to it. The reply subject carries the delivery's facts
+ * (NATS ADR-15): $JS.ACK[.domain.account].stream.consumer.deliveries.seq.consumerSeq.timestamp.pending[.random]
+ */
+
+import type { Msg } from 'nats'
+
+export type DeliveryInfo = {
+  seq: number
+  /** How often JetStream has delivered it, this time included. */
+  deliveries: number
+  /** JetStream's store time in ms since 1970, to the microsecond. */
+  storedMs: number
+  /** Messages behind this one in the stream. */
+  pending: number
+}
+
+export function deliveryInfo(message: Msg): DeliveryInfo {
+  const tokens = (message.reply ?? '').split('.')
+  // Servers with domains put two more tokens in front.
+  const at = tokens.length > 9 ? 6 : 4
+  const nanos = tokens[at + 3] ?? '0'
+  return {
+    deliveries: Number(tokens[at]),
+    seq: Number(tokens[at + 1]),
+    storedMs: Number(nanos.slice(0, -6)) + Number(nanos.slice(-6, -3)) / 1_000,
+    pending: Number(tokens[at + 4]),
+  }
+}
+
+/** Done: JetStream forgets the message. */
+export const ack = (message: Msg) => void message.respond('+ACK')
+/** Failed: deliver it again after `delayMs`; consumer backoff does not apply to naks, so the delay is always said. */
+export const nak = (message: Msg, delayMs: number) =>
+  void message.respond(`-NAK {"delay": ${Math.round(delayMs * 1e6)}}`)
+/** Still at it: ack_wait starts again. */
+export const working = (message: Msg) => void message.respond('+WPI')
+/** Never deliver it again, for a reason that shows in the server's advisories. */
+export const term = (message: Msg, reason: string) => void message.respond(`+TERM ${reason}`)

@@ -1,0 +1,97 @@
+#!/usr/bin/env node
+/** `millrace`: parses, calls, prints. */
+
+import { join } from 'node:path'
+import { Command } from 'commander'
+import pino from 'pino'
+import { connectBroker } from './broker/connect.ts'
+import { ensureStream } from './broker/streams.ts'
+import { type Config, loadConfig } from './config.ts'
+import { connectDatabase } from './db/connect.ts'
+import { migrateDatabase } from './db/migrate.ts'
+import { startNats } from './embedded/nats.ts'
+import { startPostgres } from './embedded/postgres.ts'
+import { describe } from './errors.ts'
+import { createApi, listen } from './ingest/api.ts'
+import { consume } from './ingest/consume.ts'
+import { createPublisher } from './ingest/publish.ts'
+
+const program = new Command('millrace').description('Durable events and workflows on NATS JetStream and Postgres')
+
+/** The first signal asks for an orderly end; a second one ends at once, which loses nothing. */
+function stopSignal(): AbortSignal {
+  const controller = new AbortController()
+  for (const name of ['SIGTERM', 'SIGINT'] as const)
+    process.on(name, () => (controller.signal.aborted ? process.exit(1) : controller.abort()))
+  return controller.signal
+}
+
+const aborted = (signal: AbortSignal) =>
+  signal.aborted
+    ? Promise.resolve()
+    : new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
+
+async function runApi(config: Config, signal: AbortSignal): Promise<void> {
+  const log = pino({ level: config.LOG_LEVEL, name: 'api' })
+  const database = connectDatabase(config, (error) => log.warn({ error: error.message }, 'lost an idle connection'))
+  const broker = await connectBroker(config, 'api')
+  await ensureStream(broker, config)
+  const publisher = createPublisher({ broker }, config)
+  const server = await listen(createApi({ db: database.db, broker, publisher, log }, config), config)
+  log.info({ port: server.port }, 'listening')
+  await aborted(signal)
+  await server.close()
+  await publisher.drain()
+  await broker.close()
+  await database.close()
+}
+
+async function runWorker(config: Config, signal: AbortSignal): Promise<void> {
+  const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
+  const database = connectDatabase(config, (error) => log.warn({ error: error.message }, 'lost an idle connection'))
+  const broker = await connectBroker(config, 'worker')
+  await ensureStream(broker, config)
+  log.info({ pool: config.WORKER_POOL_SIZE }, 'pulling')
+  await consume({ db: database.db, broker, log }, config, signal)
+  await broker.close()
+  await database.close()
+}
+
+program
+  .command('api')
+  .description('serve the HTTP API against NATS_URL and DATABASE_URL')
+  .action(async () => {
+    const config = loadConfig()
+    await migrateDatabase(config.DATABASE_URL)
+    await runApi(config, stopSignal())
+  })
+
+program
+  .command('worker')
+  .description('run the pull workers against NATS_URL and DATABASE_URL')
+  .action(async () => {
+    const config = loadConfig()
+    await migrateDatabase(config.DATABASE_URL)
+    await runWorker(config, stopSignal())
+  })
+
+program
+  .command('dev')
+  .description('the whole service with embedded Postgres and nats-server')
+  .option('--data <folder>', 'where the servers keep their data', '.millrace')
+  .action(async ({ data }: { data: string }) => {
+    const signal = stopSignal()
+    const [postgres, nats] = await Promise.all([
+      startPostgres(join(process.cwd(), data, 'postgres'), { detached: true }),
+      startNats(join(process.cwd(), data, 'nats'), { detached: true }),
+    ])
+    const config = { ...loadConfig(), DATABASE_URL: postgres.url, NATS_URL: nats.url }
+    await migrateDatabase(config.DATABASE_URL)
+    await Promise.all([runApi(config, signal), runWorker(config, signal)])
+    await Promise.all([nats.stop(), postgres.stop()])
+  })
+
+program.parseAsync().catch((error) => {
+  console.error(`millrace: ${describe(error)}`)
+  process.exit(1)
+})

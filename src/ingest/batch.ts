@@ -1,0 +1,80 @@
+/** Assembles the batches of one process: workers take turns, and whoever has the turn closes the next batch. */
+
+import type { Config } from '../config.ts'
+import { decode, type ReceivedEvent } from './event.ts'
+import { adapt, type Pace, startPace } from './pace.ts'
+import type { Pull } from './pull.ts'
+
+export type Batch = {
+  events: ReceivedEvent[]
+  /** From the moment a worker was free to the moment the batch closed, in ms. */
+  fillMs: number
+}
+
+export type Assembler = {
+  /**
+   * Closes a batch at its size, after its linger, or when the pull is closed.
+   * @returns null when the pull is closed and its buffer is empty
+   */
+  next: () => Promise<Batch | null>
+  /** Tells how a batch went, so that the next ones fit the load. */
+  inserted: (size: number, insertMs: number) => void
+  pace: () => Pace
+}
+
+export function createAssembler({ pull }: { pull: Pull }, config: Config): Assembler {
+  let pace = startPace(config)
+  let turn: Promise<unknown> = Promise.resolve()
+  let inserting = 0
+  let closedAt = performance.now()
+  let gapMs = 0
+  let slot = Promise.withResolvers<void>()
+
+  function next(): Promise<Batch | null> {
+    const mine = turn.then(assemble)
+    turn = mine.catch(() => {})
+    return mine
+  }
+
+  async function assemble(): Promise<Batch | null> {
+    const freeAt = performance.now()
+    while (pull.buffered() === 0) {
+      if (pull.closed()) return null
+      await pull.arrival()
+    }
+    const size = config.WORKER_ADAPTIVE ? pace.size : config.WORKER_BATCH_SIZE
+    const lingerMs = config.WORKER_ADAPTIVE ? pace.lingerMs : config.WORKER_BATCH_TIMEOUT * 1_000
+    const until = performance.now() + lingerMs
+    while (pull.buffered() < size && !pull.closed()) {
+      if (config.WORKER_ADAPTIVE && inserting === 0) break
+      const left = until - performance.now()
+      if (left <= 0) break
+      await Promise.race([pull.arrival(left), ...(config.WORKER_ADAPTIVE ? [slot.promise] : [])])
+    }
+    const events = pull.take(size).map(decode)
+    const now = performance.now()
+    gapMs = now - closedAt
+    closedAt = now
+    inserting++
+    return { events, fillMs: now - freeAt }
+  }
+
+  function inserted(size: number, insertMs: number): void {
+    inserting--
+    slot.resolve()
+    slot = Promise.withResolvers<void>()
+    if (!config.WORKER_ADAPTIVE) return
+    pace = adapt(pace, { size, insertMs, depth: pull.buffered() + pull.pending(), gapMs }, config.WORKER_BATCH_SIZE_MAX)
+    pull.setCapacity(capacityFor(config, pace.size))
+  }
+
+  return { next, inserted, pace: () => pace }
+}
+
+/** Enough for every worker's next batch, within what one worker may leave unacknowledged. */
+export function capacityFor(config: Config, batchSize: number): number {
+  const perWorker = config.WORKER_ADAPTIVE
+    ? Math.max(config.NATS_PULL_BATCH_SIZE, batchSize)
+    : config.NATS_PULL_BATCH_SIZE
+  return Math.min(perWorker, config.MAX_ACK_PENDING) * config.WORKER_POOL_SIZE
+}

@@ -1,0 +1,105 @@
+/**
+ * The worker pool of a process. Each worker repeats one straight line:
+ * 1. take the next batch (batch.ts)
+ * 2. insert it in one transaction (insert.ts)
+ * 3. answer JetStream for each event, after COMMIT
+ * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
+ */
+
+import { setTimeout as pause } from 'node:timers/promises'
+import type { Broker } from '../broker/connect.ts'
+import { ack, nak, working } from '../broker/delivery.ts'
+import type { Config } from '../config.ts'
+import { type Assembler, type Batch, capacityFor, createAssembler } from './batch.ts'
+import type { ReceivedEvent } from './event.ts'
+import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
+import { openPull } from './pull.ts'
+
+export type ConsumeDeps = InsertDeps & { broker: Broker; log: Log }
+export type Log = { info: LogLine; warn: LogLine; error: LogLine }
+type LogLine = (facts: object, message: string) => void
+
+/** An outage is probed this often at most; the first probe comes soon. */
+const HOLD_MS_MIN = 100
+const HOLD_MS_MAX = 2_000
+
+/**
+ * Runs the pool until the signal, then finishes and acknowledges what is in hand.
+ * @returns when every worker has ended
+ */
+export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSignal): Promise<void> {
+  const pull = openPull(deps, {
+    capacity: capacityFor(config, config.WORKER_BATCH_SIZE),
+    ackWaitMs: config.ACK_WAIT_MS,
+  })
+  const assembler = createAssembler({ pull }, config)
+  signal.addEventListener('abort', () => void pull.close(), { once: true })
+  if (signal.aborted) await pull.close()
+  await Promise.all(
+    Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) => work(deps, config, assembler, index, signal)),
+  )
+  await pull.close()
+  await deps.broker.nc.flush()
+}
+
+async function work(deps: ConsumeDeps, config: Config, assembler: Assembler, _index: number, signal: AbortSignal) {
+  for (let batch = await assembler.next(); batch !== null; batch = await assembler.next()) {
+    const startedAt = performance.now()
+    const outcome = await insertOrHold(deps, config, batch, signal)
+    assembler.inserted(batch.events.length, performance.now() - startedAt)
+    answer(deps, config, batch, outcome)
+  }
+}
+
+/** Inserts the batch; while Postgres is away, keeps its messages ours and tries again until it is back or we stop. */
+async function insertOrHold(
+  deps: ConsumeDeps,
+  config: Config,
+  batch: Batch,
+  signal: AbortSignal,
+): Promise<BatchOutcome> {
+  const stillOurs = setInterval(
+    () => batch.events.forEach((event) => void working(event.message)),
+    config.ACK_WAIT_MS / 3,
+  )
+  try {
+    for (let holdMs = HOLD_MS_MIN; ; holdMs = Math.min(HOLD_MS_MAX, holdMs * 2)) {
+      const outcome = await insertBatch(deps, batch.events)
+      if (outcome.kind === 'settled' || signal.aborted) return outcome
+      deps.log.warn({ sqlstate: outcome.sqlstate, error: outcome.error, size: batch.events.length }, 'holding a batch')
+      await pause(holdMs, undefined, { signal }).catch(() => {})
+    }
+  } finally {
+    clearInterval(stillOurs)
+  }
+}
+
+function answer(deps: ConsumeDeps, config: Config, batch: Batch, outcome: BatchOutcome): void {
+  if (outcome.kind === 'postponed') {
+    // Only at shutdown: another process may have it at once.
+    for (const event of batch.events) nak(event.message, 0)
+    return
+  }
+  const committed: ReceivedEvent[] = []
+  for (const event of batch.events) {
+    const result = outcome.outcomes.get(event.seq)!
+    switch (result.kind) {
+      case 'inserted':
+      case 'duplicate':
+        ack(event.message)
+        committed.push(event)
+        break
+      case 'poison':
+        nak(event.message, config.RETRY_DELAY_MS * 2 ** Math.min(event.deliveries - 1, 10))
+        break
+    }
+  }
+  notifyWaiters(deps.broker, committed)
+}
+
+/** One message per waiting API process and batch; what was committed, that process reads from Postgres. */
+function notifyWaiters({ nc }: Broker, committed: ReceivedEvent[]): void {
+  const replies = new Set(committed.map((event) => event.commitReply))
+  replies.delete('')
+  for (const reply of replies) nc.publish(reply)
+}

@@ -1,0 +1,93 @@
+/** An event on its way: how its message on the stream is written and read. */
+
+import { headers, type Msg, type MsgHdrs } from 'nats'
+import { deliveryInfo } from '../broker/delivery.ts'
+
+/**
+ * Identity, arrival and trace travel as headers, so that workers sort, drop duplicates and measure without parsing a
+ * payload. The payload itself is the event as CloudEvents 1.0 JSON.
+ */
+const HEADER = {
+  id: 'Millrace-Id',
+  source: 'Millrace-Source',
+  received: 'Millrace-Received',
+  commitReply: 'Millrace-Commit-Reply',
+  traceparent: 'traceparent',
+} as const
+
+export type OutgoingEvent = {
+  id: string
+  source: string
+  type: string
+  /** CloudEvents 1.0 JSON of the event. */
+  payload: string
+  /** When the request arrived, in ms since 1970. */
+  receivedMs: number
+  traceparent: string
+  /** Subject that hears of the commit; empty for none. */
+  commitReply: string
+}
+
+export type ReceivedEvent = {
+  message: Msg
+  id: string
+  source: string
+  payload: string
+  receivedMs: number
+  /** JetStream's own store time, in ms since 1970. */
+  publishedMs: number
+  seq: number
+  /** How often JetStream has delivered it, this time included. */
+  deliveries: number
+  traceparent: string
+  commitReply: string
+  /** Why it can be no event whatever Postgres says: not UTF-8, not JSON, without identity. Empty when it can. */
+  unreadable: string
+}
+
+export function encodeHeaders(event: OutgoingEvent): MsgHdrs {
+  const out = headers()
+  out.set(HEADER.traceparent, event.traceparent)
+  out.set(HEADER.id, event.id)
+  out.set(HEADER.source, event.source)
+  out.set(HEADER.received, String(event.receivedMs))
+  if (event.commitReply !== '') out.set(HEADER.commitReply, event.commitReply)
+  return out
+}
+
+const utf8 = new TextDecoder('utf-8', { fatal: true })
+
+/** Reads a delivered message. Another producer may omit our headers; then the payload says which event it is. */
+export function decode(message: Msg): ReceivedEvent {
+  const { seq, deliveries, storedMs: publishedMs } = deliveryInfo(message)
+  const given = message.headers
+  const event: ReceivedEvent = {
+    message,
+    id: given?.get(HEADER.id) ?? '',
+    source: given?.get(HEADER.source) ?? '',
+    payload: '',
+    receivedMs: Number(given?.get(HEADER.received) || publishedMs),
+    publishedMs,
+    seq,
+    deliveries,
+    traceparent: given?.get(HEADER.traceparent) ?? '',
+    commitReply: given?.get(HEADER.commitReply) ?? '',
+    unreadable: '',
+  }
+  try {
+    event.payload = utf8.decode(message.data)
+    if (event.id === '' || event.source === '') {
+      const { id, source } = JSON.parse(event.payload)
+      if (typeof id !== 'string' || typeof source !== 'string' || id === '' || source === '')
+        event.unreadable = 'the event has no id or no source'
+      else Object.assign(event, { id, source })
+    }
+  } catch (error) {
+    event.unreadable = (error as Error).message
+  }
+  return event
+}
+
+/** The 32 hexadecimal digits of a W3C traceparent, or null. */
+export const traceIdOf = (traceparent: string): string | null =>
+  /^[0-9a-f]{2}-([0-9a-f]{32})-/.exec(traceparent)?.[1] ?? null

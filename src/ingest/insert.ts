@@ -1,0 +1,144 @@
+/**
+ * One batch into Postgres: drop in-batch duplicates, sort by the key, one static statement in one transaction. A bad
+ * event is found by halving, so that the rest commits; an outage changes nothing.
+ */
+
+import { sql } from 'drizzle-orm'
+import { uuidv7 } from 'uuidv7'
+import type { Database, Transaction } from '../db/connect.ts'
+import { type ReceivedEvent, traceIdOf } from './event.ts'
+
+export type EventOutcome =
+  | { kind: 'inserted' }
+  /** (source, id) was there before. */
+  | { kind: 'duplicate' }
+  /** Postgres refuses this very event, whatever it is stored with. */
+  | { kind: 'poison'; sqlstate: string; error: string }
+
+/** What became of a batch: an outcome for each event by stream sequence, or nothing yet for all of them. */
+export type BatchOutcome =
+  | { kind: 'settled'; batchId: string; outcomes: Map<number, EventOutcome> }
+  /** Postgres is away, overloaded, or not what we expect: no event is to blame. */
+  | { kind: 'postponed'; sqlstate: string; error: string }
+
+/** ASCII record separator: JSON must escape it inside strings, so it never stands in a valid payload. */
+const SEPARATOR = '\x1e'
+
+/**
+ * Splits the payloads by the separator and casts each on its own, so that no payload can reach into another's row.
+ * `offset 0` keeps the planner from repeating the cast in every column.
+ */
+const insertStatement = (columns: Columns) => sql`
+  insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
+                      trace_id, received_at, published_at, stream_seq, batch_id)
+  select source, id, event->>'type', event->>'subject', (event->>'time')::timestamptz, event->>'datacontenttype',
+         event->>'dataschema', event->'data', event->>'data_base64',
+         nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
+         trace_id, to_timestamp(received_ms / 1000), to_timestamp(published_ms / 1000), seq, ${columns.batchId}::uuid
+  from (
+    select source, id, payload::jsonb as event, trace_id, received_ms, published_ms, seq
+    from unnest(string_to_array(${columns.sources}, ${SEPARATOR}), string_to_array(${columns.ids}, ${SEPARATOR}),
+                string_to_array(${columns.payloads}, ${SEPARATOR}), ${columns.traceIds}::uuid[],
+                ${columns.receivedMs}::float8[], ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[])
+         as sent(source, id, payload, trace_id, received_ms, published_ms, seq)
+    offset 0
+  ) as row
+  on conflict (source, id) do nothing
+  returning stream_seq`
+
+type Columns = ReturnType<typeof columnsOf>
+
+function columnsOf(events: ReceivedEvent[], batchId: string) {
+  const list = (values: (string | number)[]) => `{${values.join(',')}}`
+  return {
+    batchId,
+    sources: events.map((event) => event.source).join(SEPARATOR),
+    ids: events.map((event) => event.id).join(SEPARATOR),
+    payloads: events.map((event) => event.payload).join(SEPARATOR),
+    traceIds: list(events.map((event) => traceIdOf(event.traceparent) ?? 'null')),
+    receivedMs: list(events.map((event) => event.receivedMs)),
+    publishedMs: list(events.map((event) => event.publishedMs)),
+    seqs: list(events.map((event) => event.seq)),
+  }
+}
+
+export type InsertDeps = {
+  db: Database
+  /** Starts and wakes workflow runs for the inserted events, in the same transaction. */
+  inSameTransaction?: (tx: Transaction, batchId: string, inserted: number[]) => Promise<void>
+}
+
+/** Inserts a batch. Never throws for what Postgres says: that is the outcome. */
+export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Promise<BatchOutcome> {
+  const batchId = uuidv7()
+  const outcomes = new Map<number, EventOutcome>()
+  const seen = new Set<string>()
+  const rows: ReceivedEvent[] = []
+  for (const event of events) {
+    const key = `${event.source}${SEPARATOR}${event.id}`
+    const reason = unstorable(event)
+    if (reason !== '') outcomes.set(event.seq, { kind: 'poison', sqlstate: '', error: reason })
+    else if (seen.has(key)) outcomes.set(event.seq, { kind: 'duplicate' })
+    else rows.push(event)
+    seen.add(key)
+  }
+  // Overlapping batches of two workers that lock their keys in different orders would deadlock.
+  rows.sort((a, b) => compare(a.source, b.source) || compare(a.id, b.id))
+  const failure = await insertHalving(deps, rows, batchId, outcomes)
+  return failure ?? { kind: 'settled', batchId, outcomes }
+}
+
+const compare = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
+
+function unstorable(event: ReceivedEvent): string {
+  if (event.unreadable !== '') return event.unreadable
+  if (event.payload.includes(SEPARATOR) || event.id.includes(SEPARATOR) || event.source.includes(SEPARATOR))
+    return 'a control character (U+001E) stands unescaped in the event'
+  return ''
+}
+
+/** Inserts all rows, or each half on its own when one of them is to blame; log2(n) more transactions per bad event. */
+async function insertHalving(
+  deps: InsertDeps,
+  rows: ReceivedEvent[],
+  batchId: string,
+  outcomes: Map<number, EventOutcome>,
+): Promise<BatchOutcome | undefined> {
+  if (rows.length === 0) return
+  try {
+    const inserted = await insertRows(deps, rows, batchId)
+    for (const { seq } of rows) outcomes.set(seq, { kind: inserted.has(seq) ? 'inserted' : 'duplicate' })
+    return
+  } catch (thrown) {
+    const { sqlstate, error } = readError(thrown)
+    if (!blamesData(sqlstate)) return { kind: 'postponed', sqlstate, error }
+    if (rows.length === 1) {
+      outcomes.set(rows[0]!.seq, { kind: 'poison', sqlstate, error })
+      return
+    }
+  }
+  const half = rows.length >> 1
+  return (
+    (await insertHalving(deps, rows.slice(0, half), batchId, outcomes)) ??
+    (await insertHalving(deps, rows.slice(half), batchId, outcomes))
+  )
+}
+
+async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: string): Promise<Set<number>> {
+  return deps.db.transaction(async (tx) => {
+    const { rows: stored } = await tx.execute<{ stream_seq: string }>(insertStatement(columnsOf(rows, batchId)))
+    const inserted = stored.map((row) => Number(row.stream_seq))
+    if (inserted.length > 0) await deps.inSameTransaction?.(tx, batchId, inserted)
+    return new Set(inserted)
+  })
+}
+
+/** SQLSTATE and message of what the driver threw; `08000` where there is no SQLSTATE, for then there is no server. */
+function readError(thrown: unknown): { sqlstate: string; error: string } {
+  let error = thrown as Error & { code?: string }
+  while (error.cause instanceof Error) error = error.cause as Error & { code?: string }
+  return { sqlstate: /^[0-9A-Z]{5}$/.test(error.code ?? '') ? error.code! : '08000', error: error.message }
+}
+
+/** Classes 22 (data exception), 23 (integrity constraint) and 54 (a value too large for an index) blame a row. */
+const blamesData = (sqlstate: string) => /^(22|23|54)/.test(sqlstate)

@@ -1,0 +1,161 @@
+/**
+ * The messages of one process, pulled ahead of its workers. Our own pull, because the client's `consume()` asks for more
+ * whenever a message arrives, however slow its reader: here no more is asked for than the buffer has room for.
+ *
+ * Protocol: pull requests, NATS ADR-13 and ADR-37 (status 404, 408, 409 close a request; 100 is a heartbeat).
+ */
+
+import { createInbox, type Msg, type Subscription } from 'nats'
+import type { Broker } from '../broker/connect.ts'
+import { deliveryInfo, working } from '../broker/delivery.ts'
+import { CONSUMER, STREAM } from '../broker/streams.ts'
+
+/** Long enough that an idle system asks seldom; under 1,000 ms the server refuses. */
+const EXPIRES_MS = 20_000
+const HEARTBEAT_MS = 5_000
+/** Two missed heartbeats: the request is gone (a lost connection, a new leader), so ask again. */
+const SILENCE_MS_MAX = 2 * HEARTBEAT_MS + 1_000
+/** After a refusal, so that a consumer that is away is not asked in a tight loop. */
+const REFUSED_MS = 250
+
+export type Pull = {
+  buffered: () => number
+  /** Messages in the stream behind those delivered, as the newest one said. */
+  pending: () => number
+  /** Takes up to `max` buffered messages at once; the room is asked for again. */
+  take: (max: number) => Msg[]
+  /** Resolves at the next arrival, on close, or after `ms`. */
+  arrival: (ms?: number) => Promise<void>
+  /** How many messages to hold ready. */
+  setCapacity: (messages: number) => void
+  /** Asks no more, and returns once everything the server sent has arrived in the buffer. */
+  close: () => Promise<void>
+  closed: () => boolean
+}
+
+/** @param ackWaitMs the consumer's; what waits here for a worker is kept alive, so that no delivery is used up */
+export function openPull(
+  { broker }: { broker: Broker },
+  { capacity: capacityAtStart, ackWaitMs }: { capacity: number; ackWaitMs: number },
+): Pull {
+  const { nc } = broker
+  const inbox = createInbox()
+  const subject = `$JS.API.CONSUMER.MSG.NEXT.${STREAM}.${CONSUMER}`
+  const buffer: Msg[] = []
+  let head = 0
+  let capacity = capacityAtStart
+  let outstanding = 0
+  let newest: Msg | undefined
+  let heardAt = performance.now()
+  let closed = false
+  let wake: PromiseWithResolvers<void> | undefined
+  let retry: NodeJS.Timeout | undefined
+
+  const buffered = () => buffer.length - head
+
+  function awaken(): void {
+    wake?.resolve()
+    wake = undefined
+  }
+
+  const subscription: Subscription = nc.subscribe(inbox, {
+    callback: (error, msg) => {
+      if (error) return
+      heardAt = performance.now()
+      if (msg.subject === inbox) return onStatus(msg)
+      outstanding = Math.max(0, outstanding - 1)
+      newest = msg
+      buffer.push(msg)
+      awaken()
+      ask()
+    },
+  })
+
+  function onStatus(msg: Msg): void {
+    const status = msg.headers?.code ?? 0
+    if (status === 100) return
+    const left = Number(msg.headers?.get('Nats-Pending-Messages') || 0)
+    outstanding = left > 0 ? Math.max(0, outstanding - left) : 0
+    if (status === 408 || status === 404) ask()
+    else retry ??= setTimeout(askAgain, REFUSED_MS)
+  }
+
+  function askAgain(): void {
+    retry = undefined
+    ask()
+  }
+
+  /** Tops up when half of the room is free, so that one request brings many messages. */
+  function ask(): void {
+    if (closed || retry !== undefined || !broker.connected()) return
+    const room = capacity - buffered() - outstanding
+    if (room < Math.max(1, capacity / 2)) return
+    outstanding += room
+    const request = { batch: room, expires: EXPIRES_MS * 1e6, idle_heartbeat: HEARTBEAT_MS * 1e6 }
+    nc.publish(subject, JSON.stringify(request), { reply: inbox })
+  }
+
+  const watchdog = setInterval(() => {
+    if (performance.now() - heardAt > SILENCE_MS_MAX) {
+      outstanding = 0
+      heardAt = performance.now()
+    }
+    ask()
+  }, 1_000)
+
+  const keepAlive = setInterval(() => {
+    for (let i = head; i < buffer.length; i++) working(buffer[i]!)
+  }, ackWaitMs / 3)
+
+  function take(max: number): Msg[] {
+    const taken = buffer.slice(head, head + max)
+    head += taken.length
+    // Compacting only now and then keeps taking from the front linear.
+    if (head > 1_024 && head * 2 > buffer.length) {
+      buffer.splice(0, head)
+      head = 0
+    }
+    ask()
+    return taken
+  }
+
+  function arrival(ms?: number): Promise<void> {
+    if (closed) return Promise.resolve()
+    wake ??= Promise.withResolvers<void>()
+    const waiting = wake
+    if (ms === undefined) return waiting.promise
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms)
+      void waiting.promise.then(() => {
+        clearTimeout(timer)
+        resolve()
+      })
+    })
+  }
+
+  async function close(): Promise<void> {
+    if (closed) return
+    closed = true
+    clearInterval(watchdog)
+    clearTimeout(retry)
+    clearInterval(keepAlive)
+    // Drain, not unsubscribe: what the server sent before it heard of this would wait ack_wait for its redelivery.
+    if (broker.connected()) await subscription.drain()
+    else subscription.unsubscribe()
+    awaken()
+  }
+
+  ask()
+  return {
+    buffered,
+    pending: () => (newest === undefined ? 0 : deliveryInfo(newest).pending),
+    take,
+    arrival,
+    setCapacity: (messages) => {
+      capacity = messages
+      ask()
+    },
+    close,
+    closed: () => closed,
+  }
+}
