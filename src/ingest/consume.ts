@@ -6,18 +6,19 @@
  * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
  */
 
+import { hostname } from 'node:os'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Broker } from '../broker/connect.ts'
 import { ack, nak, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
 import { type Assembler, type Batch, capacityFor, createAssembler } from './batch.ts'
+import { type BatchLog, createBatchLog } from './batch-log.ts'
 import type { ReceivedEvent } from './event.ts'
 import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
+import type { Log } from './log.ts'
 import { openPull } from './pull.ts'
 
 export type ConsumeDeps = InsertDeps & { broker: Broker; log: Log }
-export type Log = { info: LogLine; warn: LogLine; error: LogLine }
-type LogLine = (facts: object, message: string) => void
 
 /** An outage is probed this often at most; the first probe comes soon. */
 const HOLD_MS_MIN = 100
@@ -33,21 +34,46 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
     ackWaitMs: config.ACK_WAIT_MS,
   })
   const assembler = createAssembler({ pull }, config)
+  const batchLog = createBatchLog(deps)
   signal.addEventListener('abort', () => void pull.close(), { once: true })
   if (signal.aborted) await pull.close()
   await Promise.all(
-    Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) => work(deps, config, assembler, index, signal)),
+    Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
+      work(deps, config, assembler, batchLog, index, signal),
+    ),
   )
   await pull.close()
+  await batchLog.close()
   await deps.broker.nc.flush()
 }
 
-async function work(deps: ConsumeDeps, config: Config, assembler: Assembler, _index: number, signal: AbortSignal) {
+async function work(
+  deps: ConsumeDeps,
+  config: Config,
+  assembler: Assembler,
+  batchLog: BatchLog,
+  index: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const worker = `${hostname()}:${process.pid}:${index}`
   for (let batch = await assembler.next(); batch !== null; batch = await assembler.next()) {
     const startedAt = performance.now()
     const outcome = await insertOrHold(deps, config, batch, signal)
-    assembler.inserted(batch.events.length, performance.now() - startedAt)
+    const committedMs = Date.now()
+    const insertMs = performance.now() - startedAt
+    const size = batch.events.length
+    assembler.inserted(size, insertMs)
     answer(deps, config, batch, outcome)
+    if (outcome.kind === 'settled')
+      batchLog.record({
+        id: outcome.batchId,
+        worker,
+        size,
+        inserted: outcome.inserted,
+        fillMs: batch.fillMs,
+        insertMs,
+        committedMs,
+      })
   }
 }
 

@@ -17,7 +17,7 @@ export type EventOutcome =
 
 /** What became of a batch: an outcome for each event by stream sequence, or nothing yet for all of them. */
 export type BatchOutcome =
-  | { kind: 'settled'; batchId: string; outcomes: Map<number, EventOutcome> }
+  | { kind: 'settled'; batchId: string; inserted: number; outcomes: Map<number, EventOutcome> }
   /** Postgres is away, overloaded, or not what we expect: no event is to blame. */
   | { kind: 'postponed'; sqlstate: string; error: string }
 
@@ -85,7 +85,10 @@ export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Pr
   // Overlapping batches of two workers that lock their keys in different orders would deadlock.
   rows.sort((a, b) => compare(a.source, b.source) || compare(a.id, b.id))
   const failure = await insertHalving(deps, rows, batchId, outcomes)
-  return failure ?? { kind: 'settled', batchId, outcomes }
+  if (failure !== undefined) return failure
+  let inserted = 0
+  for (const outcome of outcomes.values()) if (outcome.kind === 'inserted') inserted++
+  return { kind: 'settled', batchId, inserted, outcomes }
 }
 
 const compare = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
