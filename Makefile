@@ -3,7 +3,7 @@ SHELL := /bin/bash
 NODE := node_modules/.bin/node
 MILLRACE := $(NODE) src/cli.ts
 .DEFAULT_GOAL := help
-.PHONY: help install test check demo dev bench clean
+.PHONY: help install test check demo dev bench bench-workflows clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,14 @@ dev: install ## the whole service on :8080 with embedded servers
 
 bench: install ## throughput and latency beside the direct limit and a naive peer
 	$(NODE) bench/ingest.ts
+
+# The peers are no dependencies of the product: they have a package.json and a lock file of their own.
+bench/workflows/node_modules/.installed: bench/workflows/package-lock.json
+	cd bench/workflows && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+bench-workflows: install bench/workflows/node_modules/.installed ## workflows beside DBOS and Restate (BENCH_SECONDS=1 for a quick look)
+	$(NODE) bench/workflows/main.ts
 
 clean: ## remove data of the embedded servers
 	rm -rf .millrace

@@ -1,0 +1,95 @@
+/** How each contestant is started, which processes it burns CPU in, and how its rows are counted. */
+
+import { join } from 'node:path'
+import pg from 'pg'
+import { freePort } from '../../../src/embedded/port.ts'
+import type { EmbeddedServer } from '../../../src/embedded/postgres.ts'
+import { type Child, startChild } from '../processes.ts'
+import { countRestate, registerEndpoint, startRestate } from '../restate-server.ts'
+
+export type Contestant = {
+  name: string
+  /** How it was run, for the report. */
+  says: string
+  starter: Child
+  /** Whose CPU counts, by kind of process. */
+  pids: Record<string, number>
+  /** Finished three-step workflows, and the steps recorded for them. */
+  count: () => Promise<{ runs: number; steps: number }>
+  stop: () => Promise<void>
+}
+
+export type Servers = { dir: string; postgres: EmbeddedServer }
+
+const file = (name: string) => new URL(name, import.meta.url)
+
+/** More changed nothing when tried: on two cores Postgres is what it waits for. */
+const DBOS_POOL_SIZE = 20
+
+/**
+ * Its two ways were tried side by side, pools of 10, 20 and 40 too: starting and running in one process was 2 to 3
+ * times as fast as a queue between two processes, even with the polls at 10 ms.
+ */
+export async function startDbos({ postgres }: Servers): Promise<Contestant> {
+  const url = new URL(postgres.url)
+  url.pathname = '/dbos'
+  const starter = await startChild(file('dbos.ts'), {
+    DBOS_SYSTEM_DATABASE_URL: url.href,
+    DBOS_POOL_SIZE: String(DBOS_POOL_SIZE),
+  })
+  return {
+    name: 'DBOS',
+    says: `@dbos-inc/dbos-sdk 5.3.0, started directly in the process that runs it, pool of ${DBOS_POOL_SIZE}, the same Postgres`,
+    starter,
+    pids: { worker: starter.pid, postgres: postgres.process.pid! },
+    count: () =>
+      countRows(
+        url.href,
+        `select (select count(*) from dbos.workflow_status where name = 'fulfil' and status = 'SUCCESS') as runs,
+                (select count(*) from dbos.operation_outputs join dbos.workflow_status using (workflow_uuid)
+                 where name = 'fulfil') as steps`,
+      ),
+    stop: () => starter.stop(),
+  }
+}
+
+/** 1, 2, 4, 8 and the default 24 partitions were tried: fewer share more syncs, and 2 was the fastest on two cores. */
+const RESTATE_PARTITIONS = 2
+
+export async function startRestateContestant({ dir }: Servers): Promise<Contestant> {
+  const server = await startRestate(join(dir, 'restate'), RESTATE_PARTITIONS)
+  const port = await freePort()
+  const env = { RESTATE_LOGGING: 'ERROR', NODE_ENV: 'production' }
+  const worker = await startChild(file('restate-worker.ts'), { ...env, RESTATE_ENDPOINT_PORT: String(port) })
+  await registerEndpoint(server, port)
+  const starter = await startChild(file('restate-starter.ts'), { ...env, RESTATE_INGRESS_URL: server.ingressUrl })
+  const count = (table: string, filter: string) =>
+    countRestate(server, `select count(*) as n from ${table} where ${filter}`)
+  const orders = `target_service_name = 'orderService' and status = 'completed'`
+  return {
+    name: 'Restate',
+    says: `restate-server 1.7.12 with ${RESTATE_PARTITIONS} partitions, every log write synced (its default); worker and client on its SDK 1.17.2`,
+    starter,
+    pids: { starter: starter.pid, worker: worker.pid, server: server.process.pid! },
+    count: async () => ({
+      runs: await count('sys_invocation', orders),
+      steps: await count(
+        'sys_journal',
+        `entry_type = 'Command: Run' and id in (select id from sys_invocation where ${orders})`,
+      ),
+    }),
+    stop: async () => {
+      await starter.stop()
+      await worker.stop()
+      await server.stop()
+    },
+  }
+}
+
+export async function countRows(url: string, query: string): Promise<{ runs: number; steps: number }> {
+  const client = new pg.Client({ connectionString: url })
+  await client.connect()
+  const { rows } = await client.query<{ runs: string; steps: string }>(query)
+  await client.end()
+  return { runs: Number(rows[0]!.runs), steps: Number(rows[0]!.steps) }
+}
