@@ -73,6 +73,17 @@ export const variables = {
   ACK_WAIT_MS: number(30_000, 1_000, 3_600_000, 'ms before JetStream redelivers what was not acknowledged'),
   MAX_ACK_PENDING: number(1_000, 1, 100_000, 'unacknowledged messages per worker'),
   RETRY_DELAY_MS: number(1_000, 1, 600_000, 'ms before a failed batch is delivered again; doubles with each attempt'),
+
+  OTEL_EXPORTER_OTLP_ENDPOINT: text(
+    '',
+    'OTLP/HTTP collector for traces, such as http://127.0.0.1:4318; empty: no traces',
+  ),
+  OTEL_TRACES_SAMPLER_ARG: number(0.01, 0, 1, 'share of requests traced where the caller did not decide', false),
+  OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: text(
+    '',
+    'OTLP/HTTP address for metrics, such as http://127.0.0.1:4318/v1/metrics',
+  ),
+  JAEGER_QUERY_URL: text('http://127.0.0.1:16686', 'where `millrace trace` asks for spans'),
 } satisfies Record<string, Variable<string> | Variable<number> | Variable<boolean>>
 
 export type Config = { [K in keyof typeof variables]: (typeof variables)[K]['fallback'] }
