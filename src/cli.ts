@@ -15,6 +15,7 @@ import { describe } from './errors.ts'
 import { createApi, listen } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
+import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
 
 const program = new Command('millrace').description('Durable events and workflows on NATS JetStream and Postgres')
 
@@ -31,13 +32,13 @@ const aborted = (signal: AbortSignal) =>
     ? Promise.resolve()
     : new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
 
-async function runApi(config: Config, signal: AbortSignal): Promise<void> {
+async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'api' })
   const database = connectDatabase(config, (error) => log.warn({ error: error.message }, 'lost an idle connection'))
   const broker = await connectBroker(config, 'api')
   await ensureStream(broker, config)
-  const publisher = createPublisher({ broker }, config)
-  const server = await listen(createApi({ db: database.db, broker, publisher, log }, config), config)
+  const publisher = createPublisher({ broker, telemetry }, config)
+  const server = await listen(createApi({ db: database.db, broker, publisher, log, telemetry }, config), config)
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
   await server.close()
@@ -46,15 +47,30 @@ async function runApi(config: Config, signal: AbortSignal): Promise<void> {
   await database.close()
 }
 
-async function runWorker(config: Config, signal: AbortSignal): Promise<void> {
+async function runWorker(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
   const database = connectDatabase(config, (error) => log.warn({ error: error.message }, 'lost an idle connection'))
   const broker = await connectBroker(config, 'worker')
   await ensureStream(broker, config)
   log.info({ pool: config.WORKER_POOL_SIZE }, 'pulling')
-  await consume({ db: database.db, broker, log }, config, signal)
+  await consume({ db: database.db, broker, log, telemetry }, config, signal)
   await broker.close()
   await database.close()
+}
+
+/** Runs what a process does under its telemetry. */
+async function observed(
+  name: 'api' | 'worker' | 'dev',
+  config: Config,
+  run: (telemetry: Telemetry) => Promise<unknown>,
+): Promise<void> {
+  const log = pino({ level: config.LOG_LEVEL, name })
+  const telemetry = await startTelemetry({ log }, config, `millrace-${name}`)
+  try {
+    await run(telemetry)
+  } finally {
+    await telemetry.stop()
+  }
 }
 
 program
@@ -63,7 +79,8 @@ program
   .action(async () => {
     const config = loadConfig()
     await migrateDatabase(config.DATABASE_URL)
-    await runApi(config, stopSignal())
+    const signal = stopSignal()
+    await observed('api', config, (telemetry) => runApi(config, telemetry, signal))
   })
 
 program
@@ -72,7 +89,8 @@ program
   .action(async () => {
     const config = loadConfig()
     await migrateDatabase(config.DATABASE_URL)
-    await runWorker(config, stopSignal())
+    const signal = stopSignal()
+    await observed('worker', config, (telemetry) => runWorker(config, telemetry, signal))
   })
 
 program
@@ -87,7 +105,9 @@ program
     ])
     const config = { ...loadConfig(), DATABASE_URL: postgres.url, NATS_URL: nats.url }
     await migrateDatabase(config.DATABASE_URL)
-    await Promise.all([runApi(config, signal), runWorker(config, signal)])
+    await observed('dev', config, (telemetry) =>
+      Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, signal)]),
+    )
     await Promise.all([nats.stop(), postgres.stop()])
   })
 

@@ -8,13 +8,16 @@ import type { Broker } from '../broker/connect.ts'
 import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
 import { describe, MillraceError } from '../errors.ts'
+import { observeRequests, serveMetrics, type TracedState } from '../telemetry/http.ts'
+import type { Telemetry } from '../telemetry/telemetry.ts'
+import { type RequestTrace, startSend } from '../telemetry/tracing.ts'
 import type { OutgoingEvent } from './event.ts'
 import type { Log } from './log.ts'
 import type { Publisher } from './publish.ts'
 import { BATCH_MESSAGES_MAX } from './publish.ts'
 import { type Rejection, validateEvent } from './validate.ts'
 
-export type ApiDeps = { db: Database; broker: Broker; publisher: Publisher; log: Log }
+export type ApiDeps = { db: Database; broker: Broker; publisher: Publisher; log: Log; telemetry: Telemetry }
 
 const STATUS: Partial<Record<MillraceError['code'], number>> = {
   invalid_request: 400,
@@ -28,9 +31,13 @@ const STATUS: Partial<Record<MillraceError['code'], number>> = {
 }
 
 /** Builds the Koa application. */
-export function createApi(deps: ApiDeps, config: Config): Koa {
-  const app = new Koa()
-  const router = new Router()
+export function createApi(deps: ApiDeps, config: Config): Koa<TracedState> {
+  const { metrics } = deps.telemetry
+  const app = new Koa<TracedState>()
+  const router = new Router<TracedState>()
+
+  app.use(observeRequests(deps.telemetry))
+  app.use(serveMetrics(deps.telemetry))
 
   app.use(async (ctx, next) => {
     try {
@@ -68,13 +75,16 @@ export function createApi(deps: ApiDeps, config: Config): Koa {
     const events: OutgoingEvent[] = []
     const outcomes: ({ status: 'accepted'; id: string } | Rejection)[] = inputs.map((input) => {
       const event = validateEvent(input, { receivedMs, traceparent: '', commitReply: '' })
-      if ('status' in event) return event
+      if ('status' in event) {
+        metrics.eventRejected(event.code)
+        return event
+      }
       events.push(event)
       return { status: 'accepted', id: event.id }
     })
     const parts: OutgoingEvent[][] = []
     for (let i = 0; i < events.length; i += BATCH_MESSAGES_MAX) parts.push(events.slice(i, i + BATCH_MESSAGES_MAX))
-    await Promise.all(parts.map((part) => deps.publisher.publish(part)))
+    await Promise.all(parts.map((part) => publishPart(deps, ctx.state.trace, part)))
     ctx.status = events.length > 0 ? 202 : 400
     ctx.body = { accepted: events.length, rejected: inputs.length - events.length, events: outcomes }
   })
@@ -87,8 +97,26 @@ export function createApi(deps: ApiDeps, config: Config): Koa {
   return app
 }
 
+/** Publishes a request's events, or a part of them, under one PRODUCER span that each of them carries along. */
+async function publishPart(
+  { publisher, telemetry: { metrics, tracing } }: ApiDeps,
+  request: RequestTrace,
+  events: OutgoingEvent[],
+): Promise<void> {
+  const send = startSend(tracing, request, events.length)
+  for (const event of events) event.traceparent = send.traceparent()
+  try {
+    await publisher.publish(events)
+    metrics.eventsAccepted(events.length)
+    send.end()
+  } catch (error) {
+    send.end(error)
+    throw error
+  }
+}
+
 /** Listens on HOST:PORT; `close` lets requests in progress finish. */
-export async function listen(app: Koa, config: Pick<Config, 'HOST' | 'PORT'>) {
+export async function listen(app: Koa<TracedState>, config: Pick<Config, 'HOST' | 'PORT'>) {
   const server: Server = await new Promise((resolve, reject) => {
     const started = app.listen(config.PORT, config.HOST, () => resolve(started))
     started.once('error', reject)

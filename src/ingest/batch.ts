@@ -9,6 +9,8 @@ export type Batch = {
   events: ReceivedEvent[]
   /** From the moment a worker was free to the moment the batch closed, in ms. */
   fillMs: number
+  /** When it closed, in ms since 1970. */
+  closedMs: number
 }
 
 export type Assembler = {
@@ -56,7 +58,7 @@ export function createAssembler({ pull }: { pull: Pull }, config: Config): Assem
     gapMs = now - closedAt
     closedAt = now
     inserting++
-    return { events, fillMs: now - freeAt }
+    return { events, fillMs: now - freeAt, closedMs: Date.now() }
   }
 
   function inserted(size: number, insertMs: number): void {

@@ -3,22 +3,25 @@
  * 1. take the next batch (batch.ts)
  * 2. insert it in one transaction (insert.ts)
  * 3. answer JetStream for each event, after COMMIT
+ * 4. count, time and trace what happened (record.ts)
  * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
  */
 
-import { hostname } from 'node:os'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Broker } from '../broker/connect.ts'
 import { ack, nak, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
+import { PROCESS_NAME } from '../telemetry/resource.ts'
+import type { Telemetry } from '../telemetry/telemetry.ts'
 import { type Assembler, type Batch, capacityFor, createAssembler } from './batch.ts'
-import { type BatchLog, createBatchLog } from './batch-log.ts'
+import { createBatchLog } from './batch-log.ts'
 import type { ReceivedEvent } from './event.ts'
 import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
 import type { Log } from './log.ts'
 import { openPull } from './pull.ts'
+import { type RecordDeps, recordBatch } from './record.ts'
 
-export type ConsumeDeps = InsertDeps & { broker: Broker; log: Log }
+export type ConsumeDeps = InsertDeps & { broker: Broker; log: Log; telemetry: Telemetry }
 
 /** An outage is probed this often at most; the first probe comes soon. */
 const HOLD_MS_MIN = 100
@@ -39,7 +42,7 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
   if (signal.aborted) await pull.close()
   await Promise.all(
     Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
-      work(deps, config, assembler, batchLog, index, signal),
+      work({ ...deps, batchLog }, config, assembler, index, signal),
     ),
   )
   await pull.close()
@@ -48,32 +51,17 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
 }
 
 async function work(
-  deps: ConsumeDeps,
+  deps: ConsumeDeps & RecordDeps,
   config: Config,
   assembler: Assembler,
-  batchLog: BatchLog,
   index: number,
   signal: AbortSignal,
-): Promise<void> {
-  const worker = `${hostname()}:${process.pid}:${index}`
+) {
   for (let batch = await assembler.next(); batch !== null; batch = await assembler.next()) {
-    const startedAt = performance.now()
     const outcome = await insertOrHold(deps, config, batch, signal)
-    const committedMs = Date.now()
-    const insertMs = performance.now() - startedAt
-    const size = batch.events.length
-    assembler.inserted(size, insertMs)
+    assembler.inserted(batch.events.length, outcome.insertMs)
     answer(deps, config, batch, outcome)
-    if (outcome.kind === 'settled')
-      batchLog.record({
-        id: outcome.batchId,
-        worker,
-        size,
-        inserted: outcome.inserted,
-        fillMs: batch.fillMs,
-        insertMs,
-        committedMs,
-      })
+    recordBatch(deps, `${PROCESS_NAME}#${index}`, batch, outcome)
   }
 }
 

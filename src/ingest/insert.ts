@@ -4,6 +4,7 @@
  */
 
 import { sql } from 'drizzle-orm'
+import { PgDialect } from 'drizzle-orm/pg-core'
 import { uuidv7 } from 'uuidv7'
 import type { Database, Transaction } from '../db/connect.ts'
 import { type ReceivedEvent, traceIdOf } from './event.ts'
@@ -16,10 +17,19 @@ export type EventOutcome =
   | { kind: 'poison'; sqlstate: string; error: string }
 
 /** What became of a batch: an outcome for each event by stream sequence, or nothing yet for all of them. */
-export type BatchOutcome =
-  | { kind: 'settled'; batchId: string; inserted: number; outcomes: Map<number, EventOutcome> }
+export type BatchOutcome = {
+  batchId: string
+  /** From the first BEGIN to the end of the last transaction. */
+  insertMs: number
+  /** Just after the last COMMIT or failure, in ms since 1970. */
+  endedMs: number
+} & (
+  | { kind: 'settled'; outcomes: Map<number, EventOutcome> }
   /** Postgres is away, overloaded, or not what we expect: no event is to blame. */
-  | { kind: 'postponed'; sqlstate: string; error: string }
+  | ({ kind: 'postponed' } & Failure)
+)
+
+type Failure = { sqlstate: string; error: string }
 
 /** ASCII record separator: JSON must escape it inside strings, so it never stands in a valid payload. */
 const SEPARATOR = '\x1e'
@@ -45,6 +55,9 @@ const insertStatement = (columns: Columns) => sql`
   ) as row
   on conflict (source, id) do nothing
   returning stream_seq`
+
+/** The statement as Postgres sees it, for traces. */
+export const INSERT_TEXT = new PgDialect().sqlToQuery(insertStatement(columnsOf([], ''))).sql
 
 type Columns = ReturnType<typeof columnsOf>
 
@@ -84,11 +97,10 @@ export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Pr
   }
   // Overlapping batches of two workers that lock their keys in different orders would deadlock.
   rows.sort((a, b) => compare(a.source, b.source) || compare(a.id, b.id))
+  const startedAt = performance.now()
   const failure = await insertHalving(deps, rows, batchId, outcomes)
-  if (failure !== undefined) return failure
-  let inserted = 0
-  for (const outcome of outcomes.values()) if (outcome.kind === 'inserted') inserted++
-  return { kind: 'settled', batchId, inserted, outcomes }
+  const ended = { batchId, insertMs: performance.now() - startedAt, endedMs: Date.now() }
+  return failure === undefined ? { kind: 'settled', ...ended, outcomes } : { kind: 'postponed', ...ended, ...failure }
 }
 
 const compare = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
@@ -106,7 +118,7 @@ async function insertHalving(
   rows: ReceivedEvent[],
   batchId: string,
   outcomes: Map<number, EventOutcome>,
-): Promise<BatchOutcome | undefined> {
+): Promise<Failure | undefined> {
   if (rows.length === 0) return
   try {
     const inserted = await insertRows(deps, rows, batchId)
@@ -114,7 +126,7 @@ async function insertHalving(
     return
   } catch (thrown) {
     const { sqlstate, error } = readError(thrown)
-    if (!blamesData(sqlstate)) return { kind: 'postponed', sqlstate, error }
+    if (!blamesData(sqlstate)) return { sqlstate, error }
     if (rows.length === 1) {
       outcomes.set(rows[0]!.seq, { kind: 'poison', sqlstate, error })
       return
@@ -137,7 +149,7 @@ async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: stri
 }
 
 /** SQLSTATE and message of what the driver threw; `08000` where there is no SQLSTATE, for then there is no server. */
-function readError(thrown: unknown): { sqlstate: string; error: string } {
+function readError(thrown: unknown): Failure {
   let error = thrown as Error & { code?: string }
   while (error.cause instanceof Error) error = error.cause as Error & { code?: string }
   return { sqlstate: /^[0-9A-Z]{5}$/.test(error.code ?? '') ? error.code! : '08000', error: error.message }

@@ -11,6 +11,7 @@ import type { Broker } from '../broker/connect.ts'
 import { subjectOf } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
+import type { Telemetry } from '../telemetry/telemetry.ts'
 import { encodeHeaders, type OutgoingEvent } from './event.ts'
 
 /** The server's own limit (ADR-50). */
@@ -43,7 +44,7 @@ export type Publisher = {
 }
 
 export function createPublisher(
-  { broker }: { broker: Broker },
+  { broker, telemetry: { metrics } }: { broker: Broker; telemetry: Telemetry },
   config: Pick<Config, 'PUBLISH_PENDING_BYTES_MAX' | 'PUBLISH_TIMEOUT_MS'>,
 ): Publisher {
   const waiting: Entry[] = []
@@ -80,12 +81,15 @@ export function createPublisher(
     flights++
     try {
       const events = entries.length === 1 ? entries[0]!.events : entries.flatMap((entry) => entry.events)
+      const startedAt = performance.now()
       let seq = await storeBatch(broker, events, config.PUBLISH_TIMEOUT_MS)
+      metrics.batchPublished(events.length, (performance.now() - startedAt) / 1_000)
       for (const entry of entries) {
         entry.resolve(seq)
         seq += entry.events.length
       }
     } catch (error) {
+      metrics.publishFailed(error instanceof MillraceError ? error.code : 'internal')
       for (const entry of entries) entry.reject(error)
     } finally {
       for (const entry of entries) pendingBytes -= entry.bytes

@@ -39,14 +39,13 @@ const LINKS_MAX = 128
 /** The statement is static; its beginning identifies it. */
 const SQL_CHARS_MAX = 512
 
-export type AttemptedEvent = {
+type AttemptedEvent = {
   id: string
   source: string
   seq: number
   traceparent: string
   publishedMs: number
   deliveries: number
-  outcome: string
 }
 
 /** All times in ms since 1970. */
@@ -54,6 +53,8 @@ export type Attempt = {
   batchId: string
   worker: string
   events: readonly AttemptedEvent[]
+  /** What became of the event with this stream sequence: inserted, duplicate, poison, postponed. */
+  outcomeOf: (seq: number) => string
   /** When the worker began to fill the batch. */
   startedMs: number
   /** When the batch closed. */
@@ -140,7 +141,7 @@ function traceEvent(tracer: Tracer, batch: Span, attempt: Attempt, event: Attemp
         [ATTR_CLOUDEVENTS_EVENT_ID]: event.id,
         [ATTR_CLOUDEVENTS_EVENT_SOURCE]: event.source,
         'millrace.batch.id': attempt.batchId,
-        'millrace.outcome': event.outcome,
+        'millrace.outcome': attempt.outcomeOf(event.seq),
         'millrace.delivery_count': event.deliveries,
         'millrace.queue_wait_ms': wait(event.publishedMs, attempt.closedMs),
         'millrace.batch_wait_ms': wait(attempt.closedMs, attempt.insertStartedMs),

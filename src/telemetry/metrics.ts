@@ -92,14 +92,14 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
     },
     publishFailed: (code: string) => publishes.add(1, { outcome: code }),
     redelivered: (count: number) => redeliveries.add(count),
-    /** After COMMIT, with one call of `eventCommitted` for each of its events. */
-    batchCommitted: (batch: { size: number; inserted: number; fillMs: number; insertMs: number }) => {
+    /** After COMMIT, beside one call of `eventCommitted` for each inserted row. */
+    batchCommitted: (batch: { inserted: number; duplicates: number; fillMs: number; insertMs: number }) => {
       batches.add(1, { outcome: 'committed' })
-      batchSize.record(batch.size)
+      batchSize.record(batch.inserted + batch.duplicates)
       fillTime.record(batch.fillMs / 1_000)
       insertTime.record(batch.insertMs / 1_000)
       committed.add(batch.inserted)
-      duplicates.add(batch.size - batch.inserted)
+      duplicates.add(batch.duplicates)
     },
     eventCommitted: latency.record,
     /** A batch that Postgres did not take, by class of SQLSTATE: `08`, `53`, `57`, `40` ... */

@@ -1,0 +1,25 @@
+/** Metrics and traces of one process, started and stopped together. */
+
+import type { Config } from '../config.ts'
+import { type Metrics, startMetrics } from './metrics.ts'
+import { startTracing, type Tracing } from './tracing.ts'
+
+export type Telemetry = { metrics: Metrics; tracing: Tracing; stop: () => Promise<void> }
+
+/**
+ * @param service  `millrace-api`, `millrace-worker` or `millrace-dev`
+ * `stop` sends what is waiting, and does not mind a collector that is away.
+ */
+export async function startTelemetry(
+  deps: Parameters<typeof startTracing>[0],
+  config: Config,
+  service: string,
+): Promise<Telemetry> {
+  const [metrics, tracing] = await Promise.all([startMetrics(config, service), startTracing(deps, config, service)])
+  const stop = async () => {
+    const ended = await Promise.allSettled([metrics.stop(), tracing.stop()])
+    for (const end of ended)
+      if (end.status === 'rejected') deps.log.warn({ error: String(end.reason) }, 'telemetry lost')
+  }
+  return { metrics, tracing, stop }
+}
