@@ -7,7 +7,7 @@ import type { Pull } from './pull.ts'
 
 export type Batch = {
   events: ReceivedEvent[]
-  /** From the moment a worker was free to the moment the batch closed, in ms. */
+  /** From the first event that a free worker found to the moment the batch closed, in ms. */
   fillMs: number
   /** When it closed, in ms since 1970. */
   closedMs: number
@@ -39,14 +39,14 @@ export function createAssembler({ pull }: { pull: Pull }, config: Config): Assem
   }
 
   async function assemble(): Promise<Batch | null> {
-    const freeAt = performance.now()
     while (pull.buffered() === 0) {
       if (pull.closed()) return null
       await pull.arrival()
     }
+    const startedAt = performance.now()
     const size = config.WORKER_ADAPTIVE ? pace.size : config.WORKER_BATCH_SIZE
     const lingerMs = config.WORKER_ADAPTIVE ? pace.lingerMs : config.WORKER_BATCH_TIMEOUT * 1_000
-    const until = performance.now() + lingerMs
+    const until = startedAt + lingerMs
     while (pull.buffered() < size && !pull.closed()) {
       if (config.WORKER_ADAPTIVE && inserting === 0) break
       const left = until - performance.now()
@@ -58,7 +58,7 @@ export function createAssembler({ pull }: { pull: Pull }, config: Config): Assem
     gapMs = now - closedAt
     closedAt = now
     inserting++
-    return { events, fillMs: now - freeAt, closedMs: Date.now() }
+    return { events, fillMs: now - startedAt, closedMs: Date.now() }
   }
 
   function inserted(size: number, insertMs: number): void {

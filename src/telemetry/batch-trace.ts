@@ -55,7 +55,7 @@ export type Attempt = {
   events: readonly AttemptedEvent[]
   /** What became of the event with this stream sequence: inserted, duplicate, poison, postponed. */
   outcomeOf: (seq: number) => string
-  /** When the worker began to fill the batch. */
+  /** When a free worker found the first event. */
   startedMs: number
   /** When the batch closed. */
   closedMs: number
