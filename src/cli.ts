@@ -34,7 +34,9 @@ const aborted = (signal: AbortSignal) =>
 
 async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'api' })
-  const database = connectDatabase(config, (error) => log.warn({ error: error.message }, 'lost an idle connection'))
+  const database = connectDatabase(config, (error) =>
+    log.warn({ error: error.message }, 'lost a connection to Postgres'),
+  )
   const broker = await connectBroker(config, 'api')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
@@ -49,7 +51,9 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
 
 async function runWorker(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
-  const database = connectDatabase(config, (error) => log.warn({ error: error.message }, 'lost an idle connection'))
+  const database = connectDatabase(config, (error) =>
+    log.warn({ error: error.message }, 'lost a connection to Postgres'),
+  )
   const broker = await connectBroker(config, 'worker')
   await ensureStream(broker, config)
   log.info({ pool: config.WORKER_POOL_SIZE }, 'pulling')

@@ -5,25 +5,63 @@ import pg from 'pg'
 import type { Config } from '../config.ts'
 import * as schema from './schema.ts'
 
-export type Database = NodePgDatabase<typeof schema>
+export type Database = NodePgDatabase<typeof schema> & { $client: pg.Pool }
 export type Transaction = Parameters<Parameters<Database['transaction']>[0]>[0]
 export type DatabaseConnection = { db: Database; pool: pg.Pool; close: () => Promise<void> }
 
+/** A connection that dies without a word (a cut cable, a frozen host) is given up after this; the work is tried again. */
+const QUERY_MS_MAX = 30_000
 /**
- * Opens a pool; connects on first use. An idle connection that Postgres drops is replaced on the next use, so the
- * pool's own error event needs no more than the log line the caller gives it.
+ * A process that is frozen between its INSERT and its COMMIT holds locks on the keys of its batch, on which the worker
+ * that gets the redelivery waits. Postgres ends such a transaction after this.
+ */
+const IDLE_IN_TRANSACTION_MS_MAX = 10_000
+
+/**
+ * Opens a pool; connects on first use. A connection that Postgres drops is replaced on the next use, so its error event
+ * needs no more than the log line the caller gives it; unheard, it would end the process.
  */
 export function connectDatabase(
   config: Pick<Config, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>,
-  onIdleError: (error: Error) => void = () => {},
+  onLost: (error: Error) => void = () => {},
 ): DatabaseConnection {
   const pool = new pg.Pool({
     connectionString: config.DATABASE_URL,
     max: config.DATABASE_POOL_SIZE,
     connectionTimeoutMillis: 5_000,
+    query_timeout: QUERY_MS_MAX,
+    idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS_MAX,
     keepAlive: true,
     application_name: 'millrace',
   })
-  pool.on('error', onIdleError)
+  // The pool listens only to its idle clients: one that is lost in the middle of a transaction is ours to hear.
+  pool.on('connect', (client) => client.on('error', onLost))
+  pool.on('error', () => {})
   return { db: drizzle(pool, { schema }), pool, close: () => pool.end() }
+}
+
+/**
+ * Runs `work` in one transaction: commits when it resolves, rolls back and rethrows when it throws. Used in place of
+ * Drizzle's `db.transaction`, which over a pool never gives back a client whose BEGIN failed: ten lost connections
+ * would leave a process without any.
+ */
+export async function inTransaction<T>(db: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
+  const client = await db.$client.connect()
+  let lost = false
+  try {
+    return await drizzle(client, { schema }).transaction(work)
+  } catch (error) {
+    lost = sqlStateOf(error) === undefined
+    throw error
+  } finally {
+    // What failed for another reason than Postgres's own answer may still be waiting for one.
+    client.release(lost)
+  }
+}
+
+/** The SQLSTATE Postgres answered with, beneath the wrappers of Drizzle; undefined where no such answer came. */
+export function sqlStateOf(thrown: unknown): string | undefined {
+  let error = thrown
+  while (error instanceof Error && !(error instanceof pg.DatabaseError)) error = error.cause
+  return error instanceof pg.DatabaseError ? error.code : undefined
 }

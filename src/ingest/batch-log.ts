@@ -4,7 +4,7 @@
  */
 
 import { sql } from 'drizzle-orm'
-import type { Database } from '../db/connect.ts'
+import { type Database, inTransaction } from '../db/connect.ts'
 import { describe } from '../errors.ts'
 import type { Log } from './log.ts'
 
@@ -52,7 +52,7 @@ export function createBatchLog({ db, log }: { db: Database; log: Log }): BatchLo
 
   async function write(sent: CommittedBatch[]): Promise<void> {
     try {
-      await db.transaction(async (tx) => {
+      await inTransaction(db, async (tx) => {
         await tx.execute(sql`set local synchronous_commit = off`)
         await tx.execute(insertLines(JSON.stringify(sent)))
       })

@@ -6,7 +6,7 @@
 import { sql } from 'drizzle-orm'
 import { PgDialect } from 'drizzle-orm/pg-core'
 import { uuidv7 } from 'uuidv7'
-import type { Database, Transaction } from '../db/connect.ts'
+import { type Database, inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
 import { type ReceivedEvent, traceIdOf } from './event.ts'
 
 export type EventOutcome =
@@ -140,7 +140,7 @@ async function insertHalving(
 }
 
 async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: string): Promise<Set<number>> {
-  return deps.db.transaction(async (tx) => {
+  return inTransaction(deps.db, async (tx) => {
     const { rows: stored } = await tx.execute<{ stream_seq: string }>(insertStatement(columnsOf(rows, batchId)))
     const inserted = stored.map((row) => Number(row.stream_seq))
     if (inserted.length > 0) await deps.inSameTransaction?.(tx, batchId, inserted)
@@ -150,9 +150,9 @@ async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: stri
 
 /** SQLSTATE and message of what the driver threw; `08000` where there is no SQLSTATE, for then there is no server. */
 function readError(thrown: unknown): Failure {
-  let error = thrown as Error & { code?: string }
-  while (error.cause instanceof Error) error = error.cause as Error & { code?: string }
-  return { sqlstate: /^[0-9A-Z]{5}$/.test(error.code ?? '') ? error.code! : '08000', error: error.message }
+  let error = thrown as Error
+  while (error.cause instanceof Error) error = error.cause
+  return { sqlstate: sqlStateOf(thrown) ?? '08000', error: error.message }
 }
 
 /** Classes 22 (data exception), 23 (integrity constraint) and 54 (a value too large for an index) blame a row. */
