@@ -60,7 +60,10 @@ export const batches = pgTable(
   (table) => [index('batches_by_time').on(table.committedAt)],
 )
 
-/** Who did what to which dead letter, and when. The dead letters themselves are pg-boss jobs. */
+/**
+ * Who did what to which dead letter, and when. The dead letters themselves are pg-boss jobs; the `recorded` row holds
+ * what they are searched by, so that no search reads payloads.
+ */
 export const deadLetterAudit = pgTable(
   'dead_letter_audit',
   {
@@ -68,13 +71,20 @@ export const deadLetterAudit = pgTable(
     deadLetterId: uuid('dead_letter_id').notNull(),
     source: text(),
     eventId: text('event_id'),
+    type: text(),
+    /** SQLSTATE, or `unreadable`. */
+    code: text(),
     action: text({ enum: ['recorded', 'replayed', 'discarded'] }).notNull(),
     actor: text().notNull(),
     at: instant('at').notNull().default(sql`clock_timestamp()`),
     detail: jsonb(),
   },
   (table) => [
-    index('dead_letter_audit_by_event').on(table.source, table.eventId),
+    // Hash, because what a stranger puts on the stream may carry an id longer than a B-tree takes.
+    index('dead_letter_audit_by_event').using('hash', table.eventId),
+    index('dead_letter_audit_by_type').on(table.type, table.seq),
+    index('dead_letter_audit_by_code').on(table.code, table.seq),
+    index('dead_letter_audit_by_time').on(table.at),
     index('dead_letter_audit_by_letter').on(table.deadLetterId),
   ],
 )
