@@ -1,6 +1,7 @@
 /** Assembles the batches of one process: workers take turns, and whoever has the turn closes the next batch. */
 
 import type { Config } from '../config.ts'
+import type { Pool } from '../telemetry/pool.ts'
 import { decode, type ReceivedEvent } from './event.ts'
 import { adapt, type Pace, startPace } from './pace.ts'
 import type { Pull } from './pull.ts'
@@ -24,8 +25,9 @@ export type Assembler = {
   pace: () => Pace
 }
 
-export function createAssembler({ pull }: { pull: Pull }, config: Config): Assembler {
+export function createAssembler({ pull, pool }: { pull: Pull; pool: Pick<Pool, 'paced'> }, config: Config): Assembler {
   let pace = startPace(config)
+  pool.paced(pace.size, pace.lingerMs)
   let turn: Promise<unknown> = Promise.resolve()
   let inserting = 0
   let closedAt = performance.now()
@@ -67,6 +69,7 @@ export function createAssembler({ pull }: { pull: Pull }, config: Config): Assem
     slot = Promise.withResolvers<void>()
     if (!config.WORKER_ADAPTIVE) return
     pace = adapt(pace, { size, insertMs, depth: pull.buffered() + pull.pending(), gapMs }, config.WORKER_BATCH_SIZE_MAX)
+    pool.paced(pace.size, pace.lingerMs)
     pull.setCapacity(capacityFor(config, pace.size))
   }
 

@@ -11,8 +11,9 @@ import { setTimeout as pause } from 'node:timers/promises'
 import type { Broker } from '../broker/connect.ts'
 import { ack, nak, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
-import { PROCESS_NAME } from '../telemetry/resource.ts'
+import { describe } from '../errors.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
+import { reportPool } from '../telemetry/workers.ts'
 import { type Assembler, type Batch, capacityFor, createAssembler } from './batch.ts'
 import { createBatchLog } from './batch-log.ts'
 import type { ReceivedEvent } from './event.ts'
@@ -26,6 +27,8 @@ export type ConsumeDeps = InsertDeps & { broker: Broker; log: Log; telemetry: Te
 /** An outage is probed this often at most; the first probe comes soon. */
 const HOLD_MS_MIN = 100
 const HOLD_MS_MAX = 2_000
+/** A worker that dies at once each time must not keep the processor busy. */
+const RESTART_MS = 1_000
 
 /**
  * Runs the pool until the signal, then finishes and acknowledges what is in hand.
@@ -36,18 +39,49 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
     capacity: capacityFor(config, config.WORKER_BATCH_SIZE),
     ackWaitMs: config.ACK_WAIT_MS,
   })
-  const assembler = createAssembler({ pull }, config)
+  const { pool } = deps.telemetry
+  const assembler = createAssembler({ pull, pool }, config)
   const batchLog = createBatchLog(deps)
-  signal.addEventListener('abort', () => void pull.close(), { once: true })
-  if (signal.aborted) await pull.close()
+  const reporting = reportPool(deps, pool)
+  const stop = () => {
+    pool.drain()
+    void pull.close()
+  }
+  signal.addEventListener('abort', stop, { once: true })
+  if (signal.aborted) stop()
   await Promise.all(
     Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
-      work({ ...deps, batchLog }, config, assembler, index, signal),
+      keepWorking({ ...deps, batchLog }, config, assembler, index, signal),
     ),
   )
   await pull.close()
   await batchLog.close()
+  reporting.stop()
   await deps.broker.nc.flush()
+}
+
+/** Starts a worker again when it dies of a defect, which harms neither the others nor its own events. */
+async function keepWorking(
+  deps: ConsumeDeps & RecordDeps,
+  config: Config,
+  assembler: Assembler,
+  index: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const { pool } = deps.telemetry
+  for (;;) {
+    pool.started(index)
+    try {
+      await work(deps, config, assembler, index, signal)
+      break
+    } catch (error) {
+      deps.log.error({ worker: index, error: describe(error) }, 'a worker died')
+      pool.died(index, describe(error))
+      if (signal.aborted) break
+      await pause(RESTART_MS, undefined, { signal }).catch(() => {})
+    }
+  }
+  pool.ended(index)
 }
 
 async function work(
@@ -56,12 +90,22 @@ async function work(
   assembler: Assembler,
   index: number,
   signal: AbortSignal,
-) {
+): Promise<void> {
   for (let batch = await assembler.next(); batch !== null; batch = await assembler.next()) {
-    const outcome = await insertOrHold(deps, config, batch, signal)
-    assembler.inserted(batch.events.length, outcome.insertMs)
-    answer(deps, config, batch, outcome)
-    recordBatch(deps, `${PROCESS_NAME}#${index}`, batch, outcome)
+    let insertMs = 0
+    deps.telemetry.pool.took(index, batch.events.length)
+    try {
+      const outcome = await insertOrHold(deps, config, batch, index, signal)
+      insertMs = outcome.insertMs
+      answer(deps, config, batch, outcome)
+      recordBatch(deps, index, batch, outcome)
+    } catch (error) {
+      // Of those that were answered already, JetStream ignores this.
+      for (const event of batch.events) nak(event.message, config.RETRY_DELAY_MS)
+      throw error
+    } finally {
+      assembler.inserted(batch.events.length, insertMs)
+    }
   }
 }
 
@@ -70,8 +114,10 @@ async function insertOrHold(
   deps: ConsumeDeps,
   config: Config,
   batch: Batch,
+  index: number,
   signal: AbortSignal,
 ): Promise<BatchOutcome> {
+  const { metrics, pool } = deps.telemetry
   const stillOurs = setInterval(
     () => batch.events.forEach((event) => void working(event.message)),
     config.ACK_WAIT_MS / 3,
@@ -81,6 +127,8 @@ async function insertOrHold(
       const outcome = await insertBatch(deps, batch.events)
       if (outcome.kind === 'settled' || signal.aborted) return outcome
       deps.log.warn({ sqlstate: outcome.sqlstate, error: outcome.error, size: batch.events.length }, 'holding a batch')
+      metrics.batchFailed(outcome.sqlstate)
+      pool.held(index, `${outcome.sqlstate} ${outcome.error}`)
       await pause(holdMs, undefined, { signal }).catch(() => {})
     }
   } finally {

@@ -1,6 +1,7 @@
 /** What is told of a batch once JetStream has its answers: metrics, its row in `batches`, and its trace. */
 
 import { traceBatch } from '../telemetry/batch-trace.ts'
+import { PROCESS_NAME } from '../telemetry/resource.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import type { Batch } from './batch.ts'
 import type { BatchLog } from './batch-log.ts'
@@ -9,12 +10,16 @@ import { type BatchOutcome, INSERT_TEXT } from './insert.ts'
 export type RecordDeps = { telemetry: Telemetry; batchLog: BatchLog }
 
 /** Counts every event, sampled or not, and traces the sampled ones. */
-export function recordBatch(deps: RecordDeps, worker: string, batch: Batch, outcome: BatchOutcome): void {
-  const { metrics, tracing } = deps.telemetry
+export function recordBatch(deps: RecordDeps, index: number, batch: Batch, outcome: BatchOutcome): void {
+  const { metrics, tracing, pool } = deps.telemetry
+  const worker = `${PROCESS_NAME}#${index}`
   const redelivered = batch.events.reduce((count, event) => count + (event.deliveries > 1 ? 1 : 0), 0)
   if (redelivered > 0) metrics.redelivered(redelivered)
-  if (outcome.kind === 'settled') recordCommit(deps, worker, batch, outcome)
-  else metrics.batchFailed(outcome.sqlstate)
+  if (outcome.kind === 'settled') pool.committed(index, recordCommit(deps, worker, batch, outcome))
+  else {
+    metrics.batchFailed(outcome.sqlstate)
+    pool.gaveBack(index)
+  }
   traceBatch(tracing, {
     batchId: outcome.batchId,
     worker,
@@ -30,12 +35,13 @@ export function recordBatch(deps: RecordDeps, worker: string, batch: Batch, outc
   })
 }
 
+/** @returns how many events are in Postgres now */
 function recordCommit(
   { telemetry: { metrics }, batchLog }: RecordDeps,
   worker: string,
   batch: Batch,
   outcome: BatchOutcome & { kind: 'settled' },
-): void {
+): number {
   let inserted = 0
   let duplicates = 0
   for (const event of batch.events) {
@@ -51,7 +57,7 @@ function recordCommit(
         break
     }
   }
-  if (inserted + duplicates === 0) return
+  if (inserted + duplicates === 0) return 0
   const { fillMs } = batch
   const { insertMs, endedMs } = outcome
   metrics.batchCommitted({ inserted, duplicates, fillMs, insertMs })
@@ -64,4 +70,5 @@ function recordCommit(
     insertMs,
     committedMs: endedMs,
   })
+  return inserted + duplicates
 }

@@ -7,8 +7,10 @@
 import type { ObservableGauge } from '@opentelemetry/api'
 import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
 import { type IMetricReader, MeterProvider, PeriodicExportingMetricReader } from '@opentelemetry/sdk-metrics'
+import type { QueueState } from '../broker/queue.ts'
 import type { Config } from '../config.ts'
 import { createLatencyHistograms } from './latency.ts'
+import type { PoolReport } from './pool.ts'
 import { observeProcess } from './process.ts'
 import { identify } from './resource.ts'
 
@@ -17,22 +19,6 @@ const OTLP_INTERVAL_MS = 10_000
 /** Upper bounds in seconds of what one step takes: a publish, an insert, a request. */
 const STEP_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 const EVENT_COUNTS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000]
-
-export type QueueState = {
-  /** Events stored and not yet acknowledged. */
-  depth: number
-  /** Age of the oldest of them. */
-  lagSeconds: number
-  /** Of them, delivered to a worker. */
-  unacknowledged: number
-}
-
-export type PoolState = {
-  batchSize: number
-  lingerMs: number
-  /** Workers by state: pulling, draining, holding ... */
-  states: Record<string, number>
-}
 
 export type Metrics = Awaited<ReturnType<typeof startMetrics>>
 
@@ -121,16 +107,19 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
         [depth, lag, unacknowledged],
       )
     },
-    observePool: (read: () => PoolState) => {
+    observePool: (read: () => PoolReport) => {
       const target = gauge('batch_target_events', 'Events the next batch may hold')
       const linger = gauge('batch_linger_seconds', 'How long the next batch may gather', 's')
       const workers = gauge('workers', 'Pull workers of this process by state')
       const gauges: ObservableGauge[] = [target, linger, workers]
       meter.addBatchObservableCallback((result) => {
-        const { batchSize, lingerMs, states } = read()
+        const { batchSize, lingerMs, workers: reports } = read()
+        if (reports.every((report) => report.state === 'ended')) return
         result.observe(target, batchSize)
         result.observe(linger, lingerMs / 1_000)
-        for (const [state, count] of Object.entries(states)) result.observe(workers, count, { state })
+        const counts = { pulling: 0, holding: 0, draining: 0, dead: 0, ended: 0, stuck: 0 }
+        for (const report of reports) counts[report.stuck ? 'stuck' : report.state]++
+        for (const [state, count] of Object.entries(counts)) result.observe(workers, count, { state })
       }, gauges)
     },
 

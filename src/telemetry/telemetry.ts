@@ -2,9 +2,16 @@
 
 import type { Config } from '../config.ts'
 import { type Metrics, startMetrics } from './metrics.ts'
+import { createPool, type Pool } from './pool.ts'
 import { startTracing, type Tracing } from './tracing.ts'
 
-export type Telemetry = { metrics: Metrics; tracing: Tracing; stop: () => Promise<void> }
+export type Telemetry = {
+  metrics: Metrics
+  tracing: Tracing
+  /** How the pull workers of this process fare; none has started in a process that runs no workers. */
+  pool: Pool
+  stop: () => Promise<void>
+}
 
 /**
  * @param service  `millrace-api`, `millrace-worker` or `millrace-dev`
@@ -21,5 +28,7 @@ export async function startTelemetry(
     for (const end of ended)
       if (end.status === 'rejected') deps.log.warn({ error: String(end.reason) }, 'telemetry lost')
   }
-  return { metrics, tracing, stop }
+  const pool = createPool(config.WORKER_POOL_SIZE)
+  metrics.observePool(pool.report)
+  return { metrics, tracing, pool, stop }
 }
