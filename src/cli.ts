@@ -12,7 +12,7 @@ import { migrateDatabase } from './db/migrate.ts'
 import { startNats } from './embedded/nats.ts'
 import { startPostgres } from './embedded/postgres.ts'
 import { describe } from './errors.ts'
-import { createApi, listen } from './ingest/api.ts'
+import { createApi, createWorkerApp, listen } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
 import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
@@ -49,15 +49,24 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   await database.close()
 }
 
-async function runWorker(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
+/** @param port  of its own server; undefined in a process whose API serves the same */
+async function runWorker(
+  config: Config,
+  telemetry: Telemetry,
+  port: number | undefined,
+  signal: AbortSignal,
+): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
   const database = connectDatabase(config, (error) =>
     log.warn({ error: error.message }, 'lost a connection to Postgres'),
   )
   const broker = await connectBroker(config, 'worker')
   await ensureStream(broker, config)
-  log.info({ pool: config.WORKER_POOL_SIZE }, 'pulling')
-  await consume({ db: database.db, broker, log, telemetry }, config, signal)
+  const deps = { db: database.db, broker, log, telemetry }
+  const server = port === undefined ? undefined : await listen(createWorkerApp(deps), { HOST: config.HOST, PORT: port })
+  log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port }, 'pulling')
+  await consume(deps, config, signal)
+  await server?.close()
   await broker.close()
   await database.close()
 }
@@ -94,7 +103,7 @@ program
     const config = loadConfig()
     await migrateDatabase(config.DATABASE_URL)
     const signal = stopSignal()
-    await observed('worker', config, (telemetry) => runWorker(config, telemetry, signal))
+    await observed('worker', config, (telemetry) => runWorker(config, telemetry, config.WORKER_PORT, signal))
   })
 
 program
@@ -110,7 +119,7 @@ program
     const config = { ...loadConfig(), DATABASE_URL: postgres.url, NATS_URL: nats.url }
     await migrateDatabase(config.DATABASE_URL)
     await observed('dev', config, (telemetry) =>
-      Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, signal)]),
+      Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, undefined, signal)]),
     )
     await Promise.all([nats.stop(), postgres.stop()])
   })

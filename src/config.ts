@@ -58,6 +58,12 @@ export const variables = {
   QUEUE_DEPTH_MAX: number(5_000_000, 1, 2 ** 50, 'events the workers may be behind; beyond it the API answers 503'),
   COMMIT_WAIT_MS: number(10_000, 1, 300_000, 'ms that ?wait=committed waits before it answers 202'),
 
+  WORKER_PORT: number(
+    8081,
+    0,
+    65535,
+    'port of a worker process for /healthz, /readyz and /metrics; 0 takes a free one',
+  ),
   WORKER_POOL_SIZE: number(4, 1, 256, 'pull workers per process'),
   WORKER_ADAPTIVE: flag(true, 'let batch size and linger follow the load; false keeps the fixed values below'),
   WORKER_BATCH_SIZE: number(

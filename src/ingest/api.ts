@@ -5,6 +5,7 @@ import type { AddressInfo } from 'node:net'
 import { Router } from '@koa/router'
 import Koa from 'koa'
 import type { Broker } from '../broker/connect.ts'
+import { readQueue } from '../broker/queue.ts'
 import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
 import { describe, MillraceError } from '../errors.ts'
@@ -15,6 +16,8 @@ import type { OutgoingEvent } from './event.ts'
 import type { Log } from './log.ts'
 import type { Publisher } from './publish.ts'
 import { BATCH_MESSAGES_MAX } from './publish.ts'
+import type { ReadinessDeps } from './readiness.ts'
+import { probeRoutes, statusRoutes } from './status.ts'
 import { type Rejection, validateEvent } from './validate.ts'
 
 export type ApiDeps = { db: Database; broker: Broker; publisher: Publisher; log: Log; telemetry: Telemetry }
@@ -36,6 +39,7 @@ export function createApi(deps: ApiDeps, config: Config): Koa<TracedState> {
   const app = new Koa<TracedState>()
   const router = new Router<TracedState>()
 
+  metrics.observeQueue(() => readQueue(deps.broker))
   app.use(observeRequests(deps.telemetry))
   app.use(serveMetrics(deps.telemetry))
 
@@ -89,10 +93,7 @@ export function createApi(deps: ApiDeps, config: Config): Koa<TracedState> {
     ctx.body = { accepted: events.length, rejected: inputs.length - events.length, events: outcomes }
   })
 
-  router.get('/healthz', (ctx) => {
-    ctx.body = { status: 'ok' }
-  })
-
+  app.use(probeRoutes(deps, 'api').routes()).use(statusRoutes(deps).routes())
   app.use(router.routes()).use(router.allowedMethods())
   return app
 }
@@ -115,8 +116,16 @@ async function publishPart(
   }
 }
 
+/** What a worker process serves to those who watch it: `/healthz`, `/readyz` and `/metrics`. */
+export function createWorkerApp(deps: ReadinessDeps): Koa {
+  const app = new Koa()
+  deps.telemetry.metrics.observeQueue(() => readQueue(deps.broker))
+  app.use(serveMetrics(deps.telemetry)).use(probeRoutes(deps, 'worker').routes())
+  return app
+}
+
 /** Listens on HOST:PORT; `close` lets requests in progress finish. */
-export async function listen(app: Koa<TracedState>, config: Pick<Config, 'HOST' | 'PORT'>) {
+export async function listen(app: Pick<Koa, 'listen'>, config: Pick<Config, 'HOST' | 'PORT'>) {
   const server: Server = await new Promise((resolve, reject) => {
     const started = app.listen(config.PORT, config.HOST, () => resolve(started))
     started.once('error', reject)

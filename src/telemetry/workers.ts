@@ -27,12 +27,17 @@ export function reportPool({ broker }: { broker: Broker }, pool: Pool): { stop: 
 }
 
 export type HeardPool = PoolReport & { silent: boolean; silentMs: number }
-export type WorkerWatch = { list: () => HeardPool[]; stop: () => void }
 
-/** Listens to the reports of all processes. A process that stopped in good order is forgotten at once. */
-export function watchWorkers({ broker }: { broker: Broker }, now: () => number = () => performance.now()): WorkerWatch {
+/**
+ * Listens to the reports of all processes for as long as the connection lives.
+ * @returns what tells of them all; a process that stopped in good order is forgotten at once
+ */
+export function watchWorkers(
+  { broker }: { broker: Broker },
+  now: () => number = () => performance.now(),
+): () => HeardPool[] {
   const heard = new Map<string, { report: PoolReport; at: number }>()
-  const subscription = broker.nc.subscribe(SUBJECT, {
+  broker.nc.subscribe(SUBJECT, {
     callback: (error, message) => {
       if (error) return
       const report = message.json<PoolReport>()
@@ -40,16 +45,13 @@ export function watchWorkers({ broker }: { broker: Broker }, now: () => number =
       else heard.set(report.process, { report, at: now() })
     },
   })
-  return {
-    list: () => {
-      const pools: HeardPool[] = []
-      for (const [process, { report, at }] of heard) {
-        const silentMs = Math.round(now() - at)
-        if (silentMs > FORGOTTEN_MS) heard.delete(process)
-        else pools.push({ ...report, silent: silentMs > SILENT_MS, silentMs })
-      }
-      return pools.sort((a, b) => (a.process < b.process ? -1 : 1))
-    },
-    stop: () => subscription.unsubscribe(),
+  return () => {
+    const pools: HeardPool[] = []
+    for (const [process, { report, at }] of heard) {
+      const silentMs = Math.round(now() - at)
+      if (silentMs > FORGOTTEN_MS) heard.delete(process)
+      else pools.push({ ...report, silent: silentMs > SILENT_MS, silentMs })
+    }
+    return pools.sort((a, b) => (a.process < b.process ? -1 : 1))
   }
 }
