@@ -3,14 +3,17 @@
 import { randomUUID } from 'node:crypto'
 import { type SpanContext, TraceFlags } from '@opentelemetry/api'
 
-const FORM = /^(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:$|-)/
+/** Version 00 ends here; a later one may go on. */
+const LENGTH_00 = 55
+
+const FORM = /^(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:$|-)/
 
 /** What a caller's header says; undefined when it is absent or wrong, which the protocol treats alike. */
 export function parseTraceparent(header: string | undefined): SpanContext | undefined {
   const match = FORM.exec(header ?? '')
-  if (match === null) return undefined
-  const traceFlags = Number.parseInt(match[3]!, 16) & TraceFlags.SAMPLED
-  return { traceId: match[1]!, spanId: match[2]!, traceFlags, isRemote: true }
+  if (match === null || (match[1] === '00' && header!.length !== LENGTH_00)) return undefined
+  const traceFlags = Number.parseInt(match[4]!, 16) & TraceFlags.SAMPLED
+  return { traceId: match[2]!, spanId: match[3]!, traceFlags, isRemote: true }
 }
 
 export const formatTraceparent = ({ traceId, spanId, traceFlags }: SpanContext): string =>

@@ -1,0 +1,61 @@
+/** API and workers of a test in its own process, over the servers it owns. */
+
+import pino from 'pino'
+import { ensureStream } from '../src/broker/streams.ts'
+import type { Config } from '../src/config.ts'
+import { createApi, listen } from '../src/ingest/api.ts'
+import { consume } from '../src/ingest/consume.ts'
+import { createPublisher } from '../src/ingest/publish.ts'
+import { startTelemetry } from '../src/telemetry/telemetry.ts'
+import type { Servers } from './servers.ts'
+
+export type Service = Awaited<ReturnType<typeof startService>>
+
+/** Starts both over `servers`, with `over` in place of its configuration. */
+export async function startService(servers: Servers, over: Partial<Config> = {}) {
+  const config = { ...servers.config, ...over }
+  const { db, broker } = servers
+  const log = pino({ level: config.LOG_LEVEL })
+  const telemetry = await startTelemetry({ log }, config, 'millrace-test')
+  await ensureStream(broker, config)
+  const publisher = createPublisher({ broker, telemetry }, config)
+  const server = await listen(createApi({ db, broker, publisher, log, telemetry }, config), config)
+  const stopping = new AbortController()
+  const working = consume({ db, broker, log, telemetry }, config, stopping.signal)
+  const url = `http://127.0.0.1:${server.port}`
+  return {
+    url,
+    telemetry,
+    /** Posts JSON, and says what was answered. */
+    post: async (body: unknown, headers: Record<string, string> = {}) => {
+      const response = await fetch(`${url}/v1/events`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json', ...headers },
+        body: JSON.stringify(body),
+      })
+      return { status: response.status, headers: response.headers, body: await response.json() }
+    },
+    get: async (path: string) => {
+      const response = await fetch(`${url}${path}`)
+      const text = await response.text()
+      const json = response.headers.get('content-type')?.includes('json')
+      return { status: response.status, body: json ? JSON.parse(text) : text }
+    },
+    stop: async () => {
+      stopping.abort()
+      await working
+      await server.close()
+      await publisher.drain()
+      await telemetry.stop()
+    },
+  }
+}
+
+/** Asks until it is so; the runner's time limit is the only one. */
+export async function until<T>(ask: () => Promise<T | undefined | false> | T | undefined | false): Promise<T> {
+  for (;;) {
+    const answer = await ask()
+    if (answer !== undefined && answer !== false) return answer
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
