@@ -3,7 +3,7 @@ SHELL := /bin/bash
 NODE := node_modules/.bin/node
 MILLRACE := $(NODE) src/cli.ts
 .DEFAULT_GOAL := help
-.PHONY: help install test check demo dev bench bench-workflows clean
+.PHONY: help install test test-faults check demo dev bench bench-workflows clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check: install ## lint, types, unused code
 
 test: install ## all tests, on real servers
 	$(NODE) tests/run.ts
+
+test-faults: install ## kill, pause, cut and flood everything under load; a table of what was lost (nothing)
+	$(NODE) tests/faults/run.ts
 
 demo: install ## 20,000 events through the whole pipeline, checked
 	$(NODE) examples/demo.ts

@@ -12,9 +12,9 @@ import { CONSUMER, STREAM } from '../broker/streams.ts'
 
 /** Long enough that an idle system asks seldom; under 1,000 ms the server refuses. */
 const EXPIRES_MS = 20_000
-const HEARTBEAT_MS = 5_000
-/** Two missed heartbeats: the request is gone (a lost connection, a new leader), so ask again. */
-const SILENCE_MS_MAX = 2 * HEARTBEAT_MS + 1_000
+const HEARTBEAT_MS = 2_000
+/** Two missed heartbeats: the request is gone with the leader that held it, so ask again. */
+const SILENCE_MS_MAX = 2 * HEARTBEAT_MS + 500
 /** After a refusal, so that a consumer that is away is not asked in a tight loop. */
 const REFUSED_MS = 250
 
@@ -95,6 +95,15 @@ export function openPull(
     nc.publish(subject, JSON.stringify(request), { reply: inbox })
   }
 
+  /** A request does not outlive the connection it was made on. */
+  async function askAfterReconnect(): Promise<void> {
+    for await (const { type } of nc.status()) {
+      if (type !== 'reconnect') continue
+      outstanding = 0
+      ask()
+    }
+  }
+
   const watchdog = setInterval(() => {
     if (performance.now() - heardAt > SILENCE_MS_MAX) {
       outstanding = 0
@@ -145,6 +154,7 @@ export function openPull(
     awaken()
   }
 
+  void askAfterReconnect()
   ask()
   return {
     buffered,
