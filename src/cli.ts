@@ -15,6 +15,8 @@ import { describe } from './errors.ts'
 import { createApi, createWorkerApp, listen } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
+import { withLocalJaeger } from './telemetry/jaeger.ts'
+import { showTrace } from './telemetry/show-trace.ts'
 import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
 
 const program = new Command('millrace').description('Durable events and workflows on NATS JetStream and Postgres')
@@ -116,12 +118,26 @@ program
       startPostgres(join(process.cwd(), data, 'postgres'), { detached: true }),
       startNats(join(process.cwd(), data, 'nats'), { detached: true }),
     ])
-    const config = { ...loadConfig(), DATABASE_URL: postgres.url, NATS_URL: nats.url }
+    const config = await withLocalJaeger({ ...loadConfig(), DATABASE_URL: postgres.url, NATS_URL: nats.url })
     await migrateDatabase(config.DATABASE_URL)
     await observed('dev', config, (telemetry) =>
       Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, undefined, signal)]),
     )
     await Promise.all([nats.stop(), postgres.stop()])
+  })
+
+program
+  .command('trace')
+  .description('draw what happened to the events of one trace, from Jaeger and Postgres')
+  .argument('<trace-id>', '32 hexadecimal digits, or the traceparent that the API returned')
+  .action(async (traceId: string) => {
+    const config = loadConfig()
+    const database = connectDatabase(config)
+    try {
+      console.log(await showTrace(database, config, traceId, process.stdout.columns ?? 120))
+    } finally {
+      await database.close()
+    }
   })
 
 program.parseAsync().catch((error) => {

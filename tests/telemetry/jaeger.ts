@@ -40,6 +40,7 @@ export async function startJaeger() {
   return {
     otlpUrl: `http://127.0.0.1:${otlp}`,
     queryUrl: `http://127.0.0.1:${query}`,
-    stop: () => stopChild(child, 'SIGTERM'),
+    // It keeps everything in memory, and would wait for idle connections.
+    stop: () => stopChild(child, 'SIGKILL'),
   }
 }
