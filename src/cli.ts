@@ -8,6 +8,7 @@ import { connectBroker } from './broker/connect.ts'
 import { ensureStream } from './broker/streams.ts'
 import { type Config, loadConfig } from './config.ts'
 import { connectDatabase } from './db/connect.ts'
+import { startJobs } from './db/jobs.ts'
 import { migrateDatabase } from './db/migrate.ts'
 import { startNats } from './embedded/nats.ts'
 import { startPostgres } from './embedded/postgres.ts'
@@ -64,11 +65,16 @@ async function runWorker(
   )
   const broker = await connectBroker(config, 'worker')
   await ensureStream(broker, config)
-  const deps = { db: database.db, broker, log, telemetry }
+  const jobs = await startJobs(config.DATABASE_URL, {
+    maintain: true,
+    onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
+  })
+  const deps = { db: database.db, broker, jobs, log, telemetry }
   const server = port === undefined ? undefined : await listen(createWorkerApp(deps), { HOST: config.HOST, PORT: port })
   log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port }, 'pulling')
   await consume(deps, config, signal)
   await server?.close()
+  await jobs.stop()
   await broker.close()
   await database.close()
 }

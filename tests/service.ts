@@ -3,6 +3,7 @@
 import pino from 'pino'
 import { ensureStream } from '../src/broker/streams.ts'
 import type { Config } from '../src/config.ts'
+import { startJobs } from '../src/db/jobs.ts'
 import { createApi, listen } from '../src/ingest/api.ts'
 import { consume } from '../src/ingest/consume.ts'
 import { createPublisher } from '../src/ingest/publish.ts'
@@ -20,11 +21,13 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
   const server = await listen(createApi({ db, broker, publisher, log, telemetry }, config), config)
+  const jobs = await startJobs(config.DATABASE_URL)
   const stopping = new AbortController()
-  const working = consume({ db, broker, log, telemetry }, config, stopping.signal)
+  const working = consume({ db, broker, jobs, log, telemetry }, config, stopping.signal)
   const url = `http://127.0.0.1:${server.port}`
   return {
     url,
+    jobs,
     telemetry,
     /** Posts JSON, and says what was answered. */
     post: async (body: unknown, headers: Record<string, string> = {}) => {
@@ -44,6 +47,7 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
     stop: async () => {
       stopping.abort()
       await working
+      await jobs.stop()
       await server.close()
       await publisher.drain()
       await telemetry.stop()

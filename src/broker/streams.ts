@@ -7,10 +7,12 @@ import type { Broker } from './connect.ts'
 export const STREAM = 'EVENTS'
 export const CONSUMER = 'ingest_workers'
 
+export const SUBJECT_PREFIX = 'events.'
+
 /** `events.<type>`; what NATS does not allow in a subject becomes `_`. The true type travels in the message. */
 export function subjectOf(type: string): string {
   const tokens = type.split('.').map((token) => token.replace(/[\s*>\x00-\x1f\x7f]/g, '_') || '_')
-  return `events.${tokens.join('.')}`
+  return `${SUBJECT_PREFIX}${tokens.join('.')}`
 }
 
 /**

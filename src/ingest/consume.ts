@@ -2,12 +2,13 @@
  * The worker pool of a process. Each worker repeats one straight line:
  * 1. take the next batch (batch.ts)
  * 2. insert it in one transaction (insert.ts)
- * 3. answer JetStream for each event, after COMMIT
+ * 3. answer JetStream for each event, after COMMIT; for those that Postgres refuses, see refusals.ts
  * 4. count, time and trace what happened (record.ts)
  * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
  */
 
 import { setTimeout as pause } from 'node:timers/promises'
+import type { PgBoss } from 'pg-boss'
 import type { Broker } from '../broker/connect.ts'
 import { ack, nak, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
@@ -21,8 +22,10 @@ import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
 import type { Log } from './log.ts'
 import { openPull } from './pull.ts'
 import { type RecordDeps, recordBatch } from './record.ts'
+import { createRefusalDesk, type RefusalDesk, type Refused } from './refusals.ts'
 
-export type ConsumeDeps = InsertDeps & { broker: Broker; log: Log; telemetry: Telemetry }
+export type ConsumeDeps = InsertDeps & { broker: Broker; jobs: PgBoss; log: Log; telemetry: Telemetry }
+type WorkDeps = ConsumeDeps & RecordDeps & { refusals: RefusalDesk }
 
 /** An outage is probed this often at most; the first probe comes soon. */
 const HOLD_MS_MIN = 100
@@ -43,6 +46,7 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
   const assembler = createAssembler({ pull, pool }, config)
   const batchLog = createBatchLog(deps)
   const reporting = reportPool(deps, pool)
+  const refusals = createRefusalDesk(deps, config)
   const stop = () => {
     pool.drain()
     void pull.close()
@@ -51,10 +55,11 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
   if (signal.aborted) stop()
   await Promise.all(
     Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
-      keepWorking({ ...deps, batchLog }, config, assembler, index, signal),
+      keepWorking({ ...deps, batchLog, refusals }, config, assembler, index, signal),
     ),
   )
   await pull.close()
+  refusals.close()
   await batchLog.close()
   reporting.stop()
   await deps.broker.nc.flush()
@@ -62,7 +67,7 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
 
 /** Starts a worker again when it dies of a defect, which harms neither the others nor its own events. */
 async function keepWorking(
-  deps: ConsumeDeps & RecordDeps,
+  deps: WorkDeps,
   config: Config,
   assembler: Assembler,
   index: number,
@@ -85,7 +90,7 @@ async function keepWorking(
 }
 
 async function work(
-  deps: ConsumeDeps & RecordDeps,
+  deps: WorkDeps,
   config: Config,
   assembler: Assembler,
   index: number,
@@ -97,7 +102,7 @@ async function work(
     try {
       const outcome = await insertOrHold(deps, config, batch, index, signal)
       insertMs = outcome.insertMs
-      answer(deps, config, batch, outcome)
+      await answer(deps, batch, outcome, index, signal)
       recordBatch(deps, index, batch, outcome)
     } catch (error) {
       // Of those that were answered already, JetStream ignores this.
@@ -136,27 +141,42 @@ async function insertOrHold(
   }
 }
 
-function answer(deps: ConsumeDeps, config: Config, batch: Batch, outcome: BatchOutcome): void {
+async function answer(
+  deps: WorkDeps,
+  batch: Batch,
+  outcome: BatchOutcome,
+  index: number,
+  signal: AbortSignal,
+): Promise<void> {
   if (outcome.kind === 'postponed') {
     // Only at shutdown: another process may have it at once.
     for (const event of batch.events) nak(event.message, 0)
     return
   }
   const committed: ReceivedEvent[] = []
+  const again: ReceivedEvent[] = []
+  const refused: Refused[] = []
   for (const event of batch.events) {
     const result = outcome.outcomes.get(event.seq)!
     switch (result.kind) {
       case 'inserted':
       case 'duplicate':
-        ack(event.message)
         committed.push(event)
+        if (event.deliveries === 1) ack(event.message)
+        else again.push(event)
         break
       case 'poison':
-        nak(event.message, config.RETRY_DELAY_MS * 2 ** Math.min(event.deliveries - 1, 10))
+        refused.push({ event, sqlstate: result.sqlstate, error: result.error })
         break
     }
   }
   notifyWaiters(deps.broker, committed)
+  deps.refusals.committed(committed.length)
+  const onHold = (reason: string) => deps.telemetry.pool.held(index, reason)
+  const settled = await deps.refusals.settle({ refused, again, size: batch.events.length }, onHold, signal)
+  for (const event of again) if (settled) ack(event.message)
+  // As above: only at shutdown.
+  if (!settled) for (const event of [...refused.map((bad) => bad.event), ...again]) nak(event.message, 0)
 }
 
 /** One message per waiting API process and batch; what was committed, that process reads from Postgres. */

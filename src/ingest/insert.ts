@@ -85,22 +85,44 @@ export type InsertDeps = {
 export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Promise<BatchOutcome> {
   const batchId = uuidv7()
   const outcomes = new Map<number, EventOutcome>()
-  const seen = new Set<string>()
-  const rows: ReceivedEvent[] = []
-  for (const event of events) {
-    const key = `${event.source}${SEPARATOR}${event.id}`
-    const reason = unstorable(event)
-    if (reason !== '') outcomes.set(event.seq, { kind: 'poison', sqlstate: '', error: reason })
-    else if (seen.has(key)) outcomes.set(event.seq, { kind: 'duplicate' })
-    else rows.push(event)
-    seen.add(key)
-  }
-  // Overlapping batches of two workers that lock their keys in different orders would deadlock.
-  rows.sort((a, b) => compare(a.source, b.source) || compare(a.id, b.id))
   const startedAt = performance.now()
-  const failure = await insertHalving(deps, rows, batchId, outcomes)
+  let rest: ReceivedEvent[] = []
+  for (const event of events) {
+    const reason = unstorable(event)
+    if (reason === '') rest.push(event)
+    else outcomes.set(event.seq, { kind: 'poison', sqlstate: '', error: reason })
+  }
+  let failure: Failure | undefined
+  while (rest.length > 0 && failure === undefined) {
+    const { firsts, repeats } = splitRepeats(rest)
+    failure = await insertHalving(deps, firsts, batchId, outcomes)
+    if (failure !== undefined) break
+    // Only a stored event makes its repeat a duplicate: the repeat of a refused one may itself be good.
+    rest = repeats.filter(({ first }) => outcomes.get(first)!.kind === 'poison').map(({ event }) => event)
+    for (const { event, first } of repeats)
+      if (outcomes.get(first)!.kind !== 'poison') outcomes.set(event.seq, { kind: 'duplicate' })
+  }
   const ended = { batchId, insertMs: performance.now() - startedAt, endedMs: Date.now() }
   return failure === undefined ? { kind: 'settled', ...ended, outcomes } : { kind: 'postponed', ...ended, ...failure }
+}
+
+/** The first event of each key, sorted by it, and the others with the sequence of their first. */
+function splitRepeats(events: ReceivedEvent[]) {
+  const seqs = new Map<string, number>()
+  const firsts: ReceivedEvent[] = []
+  const repeats: { event: ReceivedEvent; first: number }[] = []
+  for (const event of events) {
+    const key = `${event.source}${SEPARATOR}${event.id}`
+    const first = seqs.get(key)
+    if (first !== undefined) repeats.push({ event, first })
+    else {
+      firsts.push(event)
+      seqs.set(key, event.seq)
+    }
+  }
+  // Overlapping batches of two workers that lock their keys in different orders would deadlock.
+  firsts.sort((a, b) => compare(a.source, b.source) || compare(a.id, b.id))
+  return { firsts, repeats }
 }
 
 const compare = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
@@ -156,4 +178,4 @@ function readError(thrown: unknown): Failure {
 }
 
 /** Classes 22 (data exception), 23 (integrity constraint) and 54 (a value too large for an index) blame a row. */
-const blamesData = (sqlstate: string) => /^(22|23|54)/.test(sqlstate)
+export const blamesData = (sqlstate = '') => /^(22|23|54)/.test(sqlstate)

@@ -60,6 +60,9 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
   const committed = counter('events_committed', 'Events whose row was inserted')
   const duplicates = counter('events_duplicate', 'Events that were stored before and changed nothing')
   const deadLetters = counter('dead_letters', 'Events set aside, by SQLSTATE or code')
+  const suspicion = meter.createGauge('millrace_system_suspected', {
+    description: '1 while most events are refused, so that dead letters are held back',
+  })
   observeProcess(provider.getMeter('process'))
 
   return {
@@ -91,6 +94,7 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
     /** A batch that Postgres did not take, by class of SQLSTATE: `08`, `53`, `57`, `40` ... */
     batchFailed: (sqlstate: string) => batches.add(1, { outcome: `failed_${sqlstate.slice(0, 2)}` }),
     deadLettered: (cause: string) => deadLetters.add(1, { cause }),
+    suspected: (yes: boolean) => suspicion.record(yes ? 1 : 0),
 
     /** Reads the queue at each collection; a queue that cannot be read is no sample, not a zero. */
     observeQueue: (read: () => Promise<QueueState>) => {
