@@ -12,6 +12,14 @@ export type ErrorCode =
   | 'overloaded'
   | 'broker_too_old'
   | 'schema_too_new'
+  /** a workflow's step, run or child failed for good; `details.code` is the original's */
+  | 'step_failed'
+  | 'run_failed'
+  | 'cancelled'
+  | 'terminated'
+  | 'timed_out'
+  /** a workflow's code no longer makes the calls that its journal holds */
+  | 'nondeterminism'
 
 /** @property details  facts for a machine: limits, pointers, ids. Never a secret. */
 export class MillraceError extends Error {

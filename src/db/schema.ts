@@ -6,11 +6,14 @@ import {
   doublePrecision,
   index,
   integer,
+  json,
   jsonb,
   pgTable,
   primaryKey,
+  smallint,
   text,
   timestamp,
+  uniqueIndex,
   uuid,
 } from 'drizzle-orm/pg-core'
 
@@ -87,4 +90,161 @@ export const deadLetterAudit = pgTable(
     index('dead_letter_audit_by_time').on(table.at),
     index('dead_letter_audit_by_letter').on(table.deadLetterId),
   ],
+)
+
+/**
+ * One execution of a workflow. Each status but the final ones has one small partial index, so a run that starts in
+ * its worker and ends there costs two index entries at its start and one at its end.
+ */
+export const workflowRuns = pgTable(
+  'workflow_runs',
+  {
+    /** UUIDv7: sorts by creation, and its time is the run's first `now()`. */
+    runId: uuid('run_id').primaryKey(),
+    /** The caller's own id, if given; a new run under the same id is the next generation. */
+    id: text(),
+    generation: integer().notNull().default(1),
+    name: text().notNull(),
+    /** The code that may run it: a worker takes only runs of the (name, version) pairs it has loaded. */
+    version: text().notNull().default(''),
+    queue: text().notNull().default('default'),
+    /** Lower is sooner. */
+    priority: smallint().notNull().default(0),
+    /** Runs with the same key share the limit of their queue (workflow_queues). */
+    concurrencyKey: text('concurrency_key'),
+    status: text({
+      enum: ['queued', 'running', 'waiting', 'completed', 'failed', 'cancelled', 'terminated', 'continued', 'stuck'],
+    }).notNull(),
+    input: json(),
+    output: json(),
+    error: json(),
+    /** What the run chose to show (`run.setState`). */
+    state: json(),
+    /** For filters; never read by the engine. */
+    attributes: jsonb(),
+    traceparent: text(),
+    /** Whose lease covers it; the lease itself is the worker's row. */
+    worker: uuid(),
+    /** One more at every claim; a write of an older epoch changes nothing. */
+    epoch: integer().notNull().default(0),
+    /** One more whenever something came in: a signal, an event, a child's end, a cancellation. */
+    wakes: integer().notNull().default(0),
+    /** While waiting: when to wake it at the latest. While queued: its turn came then. */
+    dueAt: instant('due_at'),
+    deadlineAt: instant('deadline_at'),
+    parentId: uuid('parent_id'),
+    cancelRequestedAt: instant('cancel_requested_at'),
+    createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
+    finishedAt: instant('finished_at'),
+  },
+  (table) => [
+    uniqueIndex('workflow_runs_by_id').on(table.id, table.generation).where(sql`${table.id} is not null`),
+    index('workflow_runs_queued').on(table.queue, table.priority, table.runId).where(sql`${table.status} = 'queued'`),
+    index('workflow_runs_running').on(table.worker).where(sql`${table.status} = 'running'`),
+    index('workflow_runs_due').on(table.dueAt).where(sql`${table.status} = 'waiting'`),
+  ],
+)
+
+/** The journal: what each call of a run came to. */
+export const workflowSteps = pgTable(
+  'workflow_steps',
+  {
+    runId: uuid('run_id').notNull(),
+    /** Which call of the run, counted as the code makes them. -1 is the cancellation. */
+    pos: integer().notNull(),
+    /** In which order results reached the code; null while the call is open (asleep, waiting, to be retried). */
+    ord: integer(),
+    kind: text({ enum: ['step', 'sleep', 'event', 'signal', 'child', 'patch', 'cancel'] }).notNull(),
+    name: text().notNull(),
+    output: json(),
+    error: json(),
+    attempt: smallint().notNull().default(1),
+    dueAt: instant('due_at'),
+    at: instant('at').notNull(),
+    /** How long the last attempt took. */
+    ms: doublePrecision(),
+  },
+  (table) => [primaryKey({ columns: [table.runId, table.pos] })],
+)
+
+/** A process that runs workflows, and until when the database believes in it. Its row is the lease of all its runs. */
+export const workflowWorkers = pgTable('workflow_workers', {
+  id: uuid().primaryKey(),
+  name: text().notNull(),
+  expiresAt: instant('expires_at').notNull(),
+})
+
+/** Which events concern workflows: one row per trigger (with its workflow), one per awaited type (without). */
+export const workflowListeners = pgTable(
+  'workflow_listeners',
+  {
+    type: text().notNull(),
+    /** Where an event carries its key, from its root: {subject} or {data,orderId}. Empty: no key. */
+    path: text().array().notNull(),
+    /** '' for an awaited type. */
+    workflow: text().notNull().default(''),
+    version: text().notNull().default(''),
+    queue: text().notNull().default('default'),
+    priority: smallint().notNull().default(0),
+    /** Whether a key may start another run once the last one has ended. */
+    reuse: text({ enum: ['never', 'finished'] })
+      .notNull()
+      .default('never'),
+    timeoutMs: bigint('timeout_ms', { mode: 'number' }),
+  },
+  (table) => [primaryKey({ columns: [table.type, table.workflow, table.path] })],
+)
+
+/**
+ * Where events and waiting runs of one key meet. Both sides write the row first, so the second waits for the first
+ * and sees what it left.
+ */
+export const workflowMailboxes = pgTable(
+  'workflow_mailboxes',
+  {
+    type: text().notNull(),
+    path: text().array().notNull(),
+    key: text().notNull(),
+    /** Events that ever came; the newest have the highest numbers. */
+    count: bigint({ mode: 'number' }).notNull().default(0),
+    /** The last events, oldest first: number, source, id, time. */
+    mail: jsonb().notNull().default([]),
+    touchedAt: instant('touched_at').notNull().default(sql`clock_timestamp()`),
+  },
+  (table) => [
+    primaryKey({ columns: [table.type, table.key, table.path] }),
+    index('workflow_mailboxes_by_time').on(table.touchedAt),
+  ],
+)
+
+/** A run's open `waitFor`, until it has its event. */
+export const workflowWaits = pgTable(
+  'workflow_waits',
+  {
+    runId: uuid('run_id').notNull(),
+    pos: integer().notNull(),
+    type: text().notNull(),
+    path: text().array().notNull(),
+    key: text().notNull(),
+    /** Set once an event has come. */
+    mailNumber: bigint('mail_number', { mode: 'number' }),
+    source: text(),
+    eventId: text('event_id'),
+  },
+  (table) => [
+    primaryKey({ columns: [table.runId, table.pos] }),
+    index('workflow_waits_by_key').on(table.type, table.key, table.path).where(sql`${table.source} is null`),
+  ],
+)
+
+export const workflowSignals = pgTable(
+  'workflow_signals',
+  {
+    runId: uuid('run_id').notNull(),
+    seq: bigint({ mode: 'number' }).notNull().generatedAlwaysAsIdentity(),
+    name: text().notNull(),
+    payload: json(),
+    at: instant('at').notNull().default(sql`clock_timestamp()`),
+  },
+  (table) => [primaryKey({ columns: [table.runId, table.seq] })],
 )

@@ -1,0 +1,241 @@
+/**
+ * The statements of the journal: static text, each over a set of rows, each safe to repeat, each fenced.
+ * `$1` is the worker. Holding its row for key share lets renewals pass and makes the end of the lease wait.
+ * `offset 0` and `is not distinct from` keep the planner to the primary key: all other indexes of workflow_runs hold
+ * every running run, and reading one for each row would make the cost of a commit quadratic.
+ */
+
+export type StartRow = {
+  runId: string
+  id: string | null
+  generation: number
+  name: string
+  version: string
+  queue: string
+  priority: number
+  concurrencyKey: string | null
+  /** `running`: this worker starts it at once. `waiting`: it has a delay. */
+  status: 'running' | 'queued' | 'waiting'
+  input: string | null
+  attributes: string | null
+  traceparent: string | null
+  delayMs: number | null
+  timeoutMs: number | null
+  parentId: string | null
+}
+
+export type StepRow = {
+  runId: string
+  epoch: number
+  pos: number
+  ord: number | null
+  kind: string
+  name: string
+  output: string | null
+  error: string | null
+  attempt: number
+  /** ms since 1970 on the database's clock */
+  dueAt: number | null
+  at: number
+  ms: number | null
+}
+
+export type WaitRow = {
+  runId: string
+  pos: number
+  type: string
+  path: string
+  key: string
+  sinceMs: number
+  after: number
+}
+export type ParkRow = { runId: string; epoch: number; wakes: number; dueAt: number | null; state: string | null }
+export type FinishRow = {
+  runId: string
+  epoch: number
+  status: 'completed' | 'failed' | 'cancelled' | 'continued' | 'stuck'
+  output: string | null
+  error: string | null
+  state: string | null
+}
+
+type Statement<Row> = {
+  name: string
+  text: string
+  values: (worker: string | null, rows: Row[]) => unknown[]
+  /** Fewer rows than handed in: look who was lost. */
+  counted: boolean
+}
+
+const statement = <Row>(spec: Statement<Row>): Statement<Row> => spec
+
+/** In the order in which they run within a commit. */
+export const STATEMENTS = {
+  starts: statement<StartRow>({
+    name: 'millrace_starts',
+    counted: true,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input,
+        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id)
+      select s.run_id, s.id, s.generation, s.name, s.version, s.queue, s.priority, s.concurrency_key, s.status, s.input,
+        s.attributes, s.traceparent,
+        case when s.status = 'running' then $1::uuid end,
+        case when s.status = 'running' then 1 else 0 end,
+        clock_timestamp() + s.delay_ms * interval '1 ms',
+        clock_timestamp() + s.timeout_ms * interval '1 ms',
+        s.parent_id
+      from unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[],
+        $10::text[], $11::json[], $12::jsonb[], $13::text[], $14::float8[], $15::float8[], $16::uuid[])
+        s(run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, attributes,
+          traceparent, delay_ms, timeout_ms, parent_id)
+      where s.status <> 'running' or exists (select from lease)
+      on conflict do nothing`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.id),
+      rows.map((row) => row.generation),
+      rows.map((row) => row.name),
+      rows.map((row) => row.version),
+      rows.map((row) => row.queue),
+      rows.map((row) => row.priority),
+      rows.map((row) => row.concurrencyKey),
+      rows.map((row) => row.status),
+      rows.map((row) => row.input),
+      rows.map((row) => row.attributes),
+      rows.map((row) => row.traceparent),
+      rows.map((row) => row.delayMs),
+      rows.map((row) => row.timeoutMs),
+      rows.map((row) => row.parentId),
+    ],
+  }),
+
+  steps: statement<StepRow>({
+    name: 'millrace_steps',
+    counted: true,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      insert into workflow_steps (run_id, pos, ord, kind, name, output, error, attempt, due_at, at, ms)
+      select s.run_id, s.pos, s.ord, s.kind, s.name, s.output, s.error, s.attempt, to_timestamp(s.due_at / 1000),
+        to_timestamp(s.at / 1000), s.ms
+      from lease, unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::text[], $7::text[], $8::json[], $9::json[],
+        $10::smallint[], $11::float8[], $12::float8[], $13::float8[])
+        s(run_id, epoch, pos, ord, kind, name, output, error, attempt, due_at, at, ms),
+        lateral (select epoch, worker, status from workflow_runs where run_id = s.run_id offset 0) r
+      where r.epoch = s.epoch and r.worker = $1 and r.status = 'running'
+      on conflict (run_id, pos) do update set
+        ord = excluded.ord, output = excluded.output, error = excluded.error, attempt = excluded.attempt,
+        due_at = excluded.due_at, at = excluded.at, ms = excluded.ms
+      where workflow_steps.ord is null or workflow_steps.ord = excluded.ord`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.epoch),
+      rows.map((row) => row.pos),
+      rows.map((row) => row.ord),
+      rows.map((row) => row.kind),
+      rows.map((row) => row.name),
+      rows.map((row) => row.output),
+      rows.map((row) => row.error),
+      rows.map((row) => row.attempt),
+      rows.map((row) => row.dueAt),
+      rows.map((row) => row.at),
+      rows.map((row) => row.ms),
+    ],
+  }),
+
+  /** Meets the events of the same key at the mailbox (see start.ts); returns those already there. */
+  waits: statement<WaitRow>({
+    name: 'millrace_waits',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share),
+      asked as materialized (
+        select s.run_id, s.pos, s.type, string_to_array(s.path, '.') as path, s.key, s.since_ms, s.after
+        from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[])
+          s(run_id, pos, type, path, key, since_ms, after)),
+      boxes as (
+        insert into workflow_mailboxes as m (type, path, key)
+        select distinct type, path, key from asked order by type, key, path
+        on conflict (type, key, path) do update set touched_at = clock_timestamp()
+        returning m.type, m.path, m.key, m.mail),
+      found as materialized (
+        select distinct on (a.run_id, a.pos) a.run_id, a.pos, (mail.value->>'n')::bigint as n,
+          mail.value->>'source' as source, mail.value->>'id' as id
+        from asked a join boxes b using (type, path, key), jsonb_array_elements(b.mail) mail
+        where (mail.value->>'n')::bigint > a.after and (mail.value->>'ms')::float8 >= a.since_ms
+        order by a.run_id, a.pos, (mail.value->>'n')::bigint),
+      waits as (
+        insert into workflow_waits (run_id, pos, type, path, key, mail_number, source, event_id)
+        select a.run_id, a.pos, a.type, a.path, a.key, f.n, f.source, f.id
+        from asked a left join found f using (run_id, pos)
+        on conflict (run_id, pos) do nothing)
+      select run_id from found`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.pos),
+      rows.map((row) => row.type),
+      rows.map((row) => row.path),
+      rows.map((row) => row.key),
+      rows.map((row) => row.sinceMs),
+      rows.map((row) => row.after),
+    ],
+  }),
+
+  /** Puts runs out of memory, unless something came in that they have not seen. */
+  parks: statement<ParkRow>({
+    name: 'millrace_parks',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      update workflow_runs r set status = 'waiting', due_at = to_timestamp(p.due_at / 1000),
+        state = coalesce(p.state, r.state)
+      from lease, unnest($2::uuid[], $3::int[], $4::int[], $5::float8[], $6::json[]) p(run_id, epoch, wakes, due_at, state)
+      where r.run_id = p.run_id and r.epoch = p.epoch and r.worker is not distinct from $1 and r.wakes = p.wakes
+        and r.status in ('running', 'waiting')
+      returning r.run_id`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.epoch),
+      rows.map((row) => row.wakes),
+      rows.map((row) => row.dueAt),
+      rows.map((row) => row.state),
+    ],
+  }),
+
+  finishes: statement<FinishRow>({
+    name: 'millrace_finishes',
+    counted: true,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      update workflow_runs r set status = f.status, output = f.output, error = f.error,
+        state = coalesce(f.state, r.state), finished_at = clock_timestamp()
+      from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::json[], $6::json[], $7::json[])
+        f(run_id, epoch, status, output, error, state)
+      where r.run_id = f.run_id and r.epoch = f.epoch and r.worker is not distinct from $1 and r.status in ('running', f.status)`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.epoch),
+      rows.map((row) => row.status),
+      rows.map((row) => row.output),
+      rows.map((row) => row.error),
+      rows.map((row) => row.state),
+    ],
+  }),
+
+  /** A parent whose child has ended. */
+  wakes: statement<string>({
+    name: 'millrace_wakes',
+    counted: false,
+    text: `
+      update workflow_runs r set wakes = r.wakes + 1, status = case r.status when 'waiting' then 'queued' else r.status end
+      where r.run_id in (select w.run_id from unnest($2::uuid[]) w(run_id), lateral (
+          select from workflow_runs t where t.run_id = w.run_id order by t.run_id for update) t)
+        and r.status in ('running', 'waiting') and $1::uuid is not null`,
+    values: (worker, rows) => [worker, [...new Set(rows)].sort()],
+  }),
+}

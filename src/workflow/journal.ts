@@ -1,0 +1,207 @@
+/**
+ * The journal: everything a process writes about its runs, group-committed.
+ *
+ * 1. Runs hand in entries; nothing waits for a timer. While one commit is out, what arrives is the next.
+ * 2. A commit is one round trip: one static statement per kind over all its rows (journal-sql.ts), pipelined.
+ * 3. Each statement holds the worker's own row (`for key share`), so whoever ends the lease waits for the commit or
+ *    prevents it; each row is checked against its run's epoch. Rows not written mean a lost run.
+ * 4. A commit whose fate is unknown (connection lost) is written again: every statement may be repeated.
+ */
+
+import { setTimeout as pause } from 'node:timers/promises'
+import type pg from 'pg'
+import { MillraceError } from '../errors.ts'
+import { type FinishRow, type ParkRow, STATEMENTS, type StartRow, type StepRow, type WaitRow } from './journal-sql.ts'
+import { openSessions } from './session.ts'
+
+/**
+ * What one run writes at once; all of it commits together.
+ * @property settle  called once: written, not written because the run is no longer ours, or failed
+ */
+export type JournalEntry = {
+  runId: string
+  epoch: number
+  starts?: StartRow[]
+  steps?: StepRow[]
+  waits?: WaitRow[]
+  park?: ParkRow
+  finish?: FinishRow
+  wake?: string
+  settle: (outcome: Outcome) => void
+}
+
+/** `replies`: what the statements returned for the entry's run. */
+export type Outcome =
+  | { kind: 'written'; replies: Reply[] }
+  | { kind: 'lost' }
+  | { kind: 'failed'; error: MillraceError }
+
+export type Reply = Record<string, unknown> & { kind: keyof typeof STATEMENTS; run_id: string }
+
+export type Journal = {
+  /** The worker whose lease fences the writes; null in a process that only starts runs. */
+  worker: string | null
+  write: (entry: JournalEntry) => void
+  /** Resolves when everything handed in so far has been settled. */
+  drain: () => Promise<void>
+  close: () => Promise<void>
+}
+
+/** Two keep both Postgres and the process busy; more only make smaller commits. */
+const IN_FLIGHT_MAX = 2
+/** Keeps a commit short, and its memory small. */
+const ENTRIES_PER_COMMIT_MAX = 1_000
+const RETRY_MS_MAX = 1_000
+
+/** Opens the journal of a process on connections of its own, so that no user's query delays it. */
+export function openJournal(url: string, worker: string | null): Journal {
+  const pool = openSessions(url, 'journal', { max: IN_FLIGHT_MAX, pipeline: true })
+  const pending: JournalEntry[] = []
+  let inFlight = 0
+  let closing = false
+  let idle: (() => void)[] = []
+
+  const pump = () => {
+    while (inFlight < IN_FLIGHT_MAX && pending.length > 0) {
+      const batch = pending.splice(0, ENTRIES_PER_COMMIT_MAX)
+      inFlight += 1
+      void commit(pool, worker, batch, () => closing).then(() => {
+        inFlight -= 1
+        if (inFlight === 0 && pending.length === 0) {
+          for (const wake of idle) wake()
+          idle = []
+        }
+        pump()
+      })
+    }
+  }
+  let scheduled = false
+  const drain = () =>
+    inFlight === 0 && pending.length === 0 ? Promise.resolve() : new Promise<void>((resolve) => idle.push(resolve))
+  return {
+    worker,
+    write(entry) {
+      pending.push(entry)
+      if (scheduled) return
+      scheduled = true
+      // Everything that the current turn of the event loop brings goes into the same commit.
+      setImmediate(() => {
+        scheduled = false
+        pump()
+      })
+    },
+    drain,
+    async close() {
+      closing = true
+      await drain()
+      await pool.end()
+    },
+  }
+}
+
+/** Commits, however often it takes; halves a batch that Postgres refuses until the refused entry stands alone. */
+async function commit(
+  pool: pg.Pool,
+  worker: string | null,
+  batch: JournalEntry[],
+  closing: () => boolean,
+): Promise<void> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      const replies = await commitOnce(pool, worker, batch)
+      return settle(batch, replies)
+    } catch (error) {
+      if (worthRetrying(error) && !(closing() && attempt > 3)) {
+        await pause(Math.min(RETRY_MS_MAX, 10 * 2 ** attempt) * (0.5 + Math.random() / 2))
+        continue
+      }
+      if (batch.length === 1 || worthRetrying(error)) {
+        const failure = new MillraceError('unavailable', 'The journal could not be written', { cause: error })
+        for (const entry of batch) entry.settle({ kind: 'failed', error: failure })
+        return
+      }
+      const middle = batch.length >> 1
+      await commit(pool, worker, batch.slice(0, middle), closing)
+      return commit(pool, worker, batch.slice(middle), closing)
+    }
+  }
+}
+
+/** Connections, overload, shutdown, deadlock and serialisation pass; everything else is about the rows. */
+function worthRetrying(error: unknown): boolean {
+  const code = (error as { code?: unknown }).code
+  if (typeof code !== 'string') return true
+  return code.length !== 5 || /^(08|53|57|55P03|25P03|40001|40P01)/.test(code) || /^[A-Z]+$/.test(code)
+}
+
+async function commitOnce(pool: pg.Pool, worker: string | null, batch: JournalEntry[]): Promise<Replies> {
+  const work = STATEMENTS_IN_ORDER.map((kind) => ({ kind, rows: rowsOf(kind, batch) })).filter(
+    ({ rows }) => rows.length > 0,
+  )
+  const client = await pool.connect()
+  let failure: Error | undefined
+  try {
+    const results = await Promise.all([
+      ...(work.length > 1 ? [client.query('begin')] : []),
+      ...work.map(({ kind, rows }) => {
+        const { name, text, values } = STATEMENTS[kind]
+        return client.query({ name, text, values: values(worker, rows as never) })
+      }),
+      ...(work.length > 1 ? [client.query('commit')] : []),
+    ])
+    const own = work.length > 1 ? results.slice(1, -1) : results
+    const short = work.some(({ kind, rows }, n) => STATEMENTS[kind].counted && own[n]!.rowCount !== rows.length)
+    const rows = work.flatMap(({ kind }, n) => own[n]!.rows.map((row) => ({ ...row, kind }) as Reply))
+    return { rows, lost: short ? await lostRuns(client, worker, batch) : EMPTY }
+  } catch (error) {
+    failure = error as Error
+    throw error
+  } finally {
+    // After an error the pipeline may still hold statements of the failed transaction: start afresh.
+    client.release(failure)
+  }
+}
+
+type Replies = { rows: Reply[]; lost: ReadonlySet<string> }
+const EMPTY: ReadonlySet<string> = new Set()
+const NO_REPLIES: Reply[] = []
+const STATEMENTS_IN_ORDER = Object.keys(STATEMENTS) as (keyof typeof STATEMENTS)[]
+
+function rowsOf(kind: keyof typeof STATEMENTS, batch: JournalEntry[]): unknown[] {
+  const rows: unknown[] = []
+  for (const entry of batch) {
+    if (kind === 'starts' && entry.starts) rows.push(...entry.starts)
+    else if (kind === 'steps' && entry.steps) rows.push(...entry.steps)
+    else if (kind === 'waits' && entry.waits) rows.push(...entry.waits)
+    else if (kind === 'parks' && entry.park) rows.push(entry.park)
+    else if (kind === 'finishes' && entry.finish) rows.push(entry.finish)
+    else if (kind === 'wakes' && entry.wake) rows.push(entry.wake)
+  }
+  return rows
+}
+
+/** Fewer rows were written than handed in: which runs are not this worker's under the epoch they were written with? */
+async function lostRuns(client: pg.ClientBase, worker: string | null, batch: JournalEntry[]): Promise<Set<string>> {
+  const { rows } = await client.query({
+    name: 'millrace_lost',
+    text: `select h.run_id from unnest($2::uuid[], $3::int[]) h(run_id, epoch)
+      where not exists (
+        select from workflow_runs r
+        where r.run_id = h.run_id and (r.status in ('queued', 'waiting') or (r.worker = $1 and r.epoch = h.epoch)))`,
+    values: [worker, batch.map((entry) => entry.runId), batch.map((entry) => entry.epoch)],
+  })
+  return new Set(rows.map((row) => row.run_id))
+}
+
+function settle(batch: JournalEntry[], { rows, lost }: Replies): void {
+  const byRun = new Map<string, Reply[]>()
+  for (const row of rows) {
+    const known = byRun.get(row.run_id)
+    if (known) known.push(row)
+    else byRun.set(row.run_id, [row])
+  }
+  for (const entry of batch)
+    entry.settle(
+      lost.has(entry.runId) ? { kind: 'lost' } : { kind: 'written', replies: byRun.get(entry.runId) ?? NO_REPLIES },
+    )
+}

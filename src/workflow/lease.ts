@@ -1,0 +1,66 @@
+/**
+ * The lease of a process over its runs: one row, renewed by one statement however many runs there are, on the
+ * database's clock. Who finds an expired row deletes it; from then on none of that worker's writes go through
+ * (journal-sql.ts), and its runs are queued again.
+ */
+
+import { performance } from 'node:perf_hooks'
+import type pg from 'pg'
+import type { Clock } from './clock.ts'
+
+/** A worker that dies is noticed after this. Renewed three times as often. */
+export const LEASE_MS = 6_000
+
+const REGISTER = `
+  insert into workflow_workers (id, name, expires_at) values ($1, $2, clock_timestamp() + $3 * interval '1 ms')`
+
+const RENEW = `
+  update workflow_workers set expires_at = clock_timestamp() + $2 * interval '1 ms' where id = $1
+  returning extract(epoch from clock_timestamp())::float8 * 1000 as ms`
+
+export async function takeLease(pool: pg.Pool, clock: Clock, id: string, name: string, leaseMs: number): Promise<void> {
+  await pool.query({ name: 'millrace_register', text: REGISTER, values: [id, name, leaseMs] })
+  await renewLease(pool, clock, id, leaseMs)
+}
+
+/** @returns false once the row is gone: every run of this worker belongs to others */
+export async function renewLease(pool: pg.Pool, clock: Clock, id: string, leaseMs: number): Promise<boolean> {
+  const askedAt = performance.now()
+  const { rows } = await pool.query({ name: 'millrace_renew', text: RENEW, values: [id, leaseMs] })
+  if (rows[0] === undefined) return false
+  clock.set(rows[0].ms, askedAt)
+  return true
+}
+
+/** Gives the worker's runs back at once, in one transaction with the end of its lease. */
+export const endLease = (pool: pg.Pool, id: string) => requeue(pool, END, [id])
+
+/** Queues the runs of workers whose lease has run out. @returns how many runs */
+export const endExpiredLeases = (pool: pg.Pool) => requeue(pool, EXPIRE, [])
+
+const END = 'delete from workflow_workers where id = $1 returning id'
+
+const EXPIRE = `
+  delete from workflow_workers where id in (
+    select id from workflow_workers where expires_at < clock_timestamp() for update skip locked)
+  returning id`
+
+/** A second statement, so that it sees what the ended worker committed while the first one waited for it. */
+const REQUEUE = `
+  update workflow_runs set status = 'queued', worker = null where status = 'running' and worker = any($1::uuid[])`
+
+async function requeue(pool: pg.Pool, ending: string, values: unknown[]): Promise<number> {
+  const client = await pool.connect()
+  try {
+    await client.query('begin')
+    const ended = await client.query(ending, values)
+    const queued =
+      ended.rowCount === 0 ? 0 : ((await client.query(REQUEUE, [ended.rows.map((row) => row.id)])).rowCount ?? 0)
+    await client.query('commit')
+    client.release()
+    return queued
+  } catch (error) {
+    client.release(error as Error)
+    throw error
+  }
+}

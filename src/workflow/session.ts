@@ -1,0 +1,37 @@
+/** The engine's connections to Postgres: apart from the users' own, and with settings of their own. */
+
+import pg from 'pg'
+
+/**
+ * A plan made while a table is empty reads it whole, and stays when it is full. All statements of the engine go by
+ * key or by a partial index, so its connections know only index lookups.
+ */
+const PLANNER = [
+  'plan_cache_mode=force_generic_plan',
+  'enable_seqscan=off',
+  'enable_hashjoin=off',
+  'enable_mergejoin=off',
+]
+/** A process that stops in the middle of a commit must not hold its lease's row for ever. */
+const BOUNDS = ['idle_in_transaction_session_timeout=10000', 'lock_timeout=10000']
+
+/** @param pipeline  statements are sent without waiting for the answer to the one before */
+export function openSessions(
+  url: string,
+  name: string,
+  { max, pipeline }: { max: number; pipeline: boolean },
+): pg.Pool {
+  const pool = new pg.Pool({
+    connectionString: url,
+    max,
+    pipeline,
+    connectionTimeoutMillis: 5_000,
+    keepAlive: true,
+    application_name: `millrace ${name}`,
+    options: [...PLANNER, ...BOUNDS].map((setting) => `-c ${setting}`).join(' '),
+  })
+  pool.on('error', () => {
+    // An idle connection broke: the pool opens another when one is needed, and a failure then reaches its caller.
+  })
+  return pool
+}

@@ -1,0 +1,81 @@
+/** How runs begin: by a caller (group-committed), or by an event, in the transaction that inserts it. */
+
+import { uuidv7 } from 'uuidv7'
+import { MillraceError } from '../errors.ts'
+import type { Workflow } from './define.ts'
+import { type Duration, milliseconds } from './durations.ts'
+import type { Journal } from './journal.ts'
+import type { StartRow } from './journal-sql.ts'
+import { encode } from './values.ts'
+
+/**
+ * @property id          makes the start idempotent: one open run per id
+ * @property onConflict  the id's run is open: `use` it (default), `fail`, or `terminate` it and start
+ * @property reuse       the id's last run has ended: `use` it (default), start `again`, `again-if-failed`, or `fail`
+ * @property delay       before it starts
+ * @property attributes  to filter runs by
+ */
+export type StartOptions = {
+  id?: string
+  onConflict?: 'use' | 'fail' | 'terminate'
+  reuse?: 'use' | 'again' | 'again-if-failed' | 'fail'
+  queue?: string
+  priority?: number
+  concurrencyKey?: string
+  delay?: Duration
+  timeout?: Duration
+  attributes?: Record<string, unknown>
+  traceparent?: string
+}
+
+/** The row of a new run, checked. */
+export function newRun(
+  workflow: Pick<Workflow, 'name' | 'version' | 'queue' | 'priority' | 'timeoutMs'>,
+  input: unknown,
+  options: StartOptions,
+): StartRow {
+  for (const [name, text] of [
+    ['id', options.id],
+    ['concurrencyKey', options.concurrencyKey],
+  ] as const)
+    if (text !== undefined && (text === '' || text.length > 512 || text.includes('\u0000')))
+      throw new MillraceError('invalid_request', `${name} must be text of 1 to 512 characters without NUL`)
+  return {
+    runId: uuidv7(),
+    id: options.id ?? null,
+    generation: 1,
+    name: workflow.name,
+    version: workflow.version,
+    queue: options.queue ?? workflow.queue,
+    priority: options.priority ?? workflow.priority,
+    concurrencyKey: options.concurrencyKey ?? null,
+    status: options.delay === undefined ? 'queued' : 'waiting',
+    input: encode(input, `The input of ${workflow.name}`),
+    attributes: encode(options.attributes, 'attributes'),
+    traceparent: options.traceparent ?? null,
+    delayMs: options.delay === undefined ? null : milliseconds(options.delay),
+    timeoutMs: options.timeout === undefined ? workflow.timeoutMs : milliseconds(options.timeout),
+    parentId: null,
+  }
+}
+
+/** Inserts a run. @returns false when its id (or, for one to run here, the lease) stands against it */
+export function insertRun(journal: Journal, row: StartRow): Promise<boolean> {
+  return new Promise((resolve, reject) => {
+    journal.write({
+      runId: row.runId,
+      epoch: row.status === 'running' ? 1 : 0,
+      starts: [row],
+      settle: (outcome) => {
+        switch (outcome.kind) {
+          case 'written':
+            return resolve(true)
+          case 'lost':
+            return resolve(false)
+          case 'failed':
+            return reject(outcome.error)
+        }
+      },
+    })
+  })
+}

@@ -1,0 +1,125 @@
+/** One step: attempt, time out, retry, record. */
+
+import { MillraceError } from '../errors.ts'
+import { backoffMs, type Retry } from './backoff.ts'
+import { type Duration, milliseconds } from './durations.ts'
+import { awaitResult, type LiveRun, openCall, rest, writeEntry, writeResult } from './live.ts'
+import { encode, encodeError } from './values.ts'
+
+/**
+ * @property timeout    of one attempt; then its signal aborts and the attempt counts as failed
+ * @property heartbeat  the longest silence of an attempt that calls `heartbeat()`; ended like a timeout
+ */
+export type StepOptions = { retry?: Retry; timeout?: Duration; heartbeat?: Duration }
+
+/**
+ * @property signal    aborts at a timeout, a cancellation, a lost lease and the run's end: pass it to fetch and the like
+ * @property key       the same for every attempt of this step: an idempotency key for the outside
+ * @property heartbeat says that a long attempt is alive
+ */
+export type StepTools = { readonly signal: AbortSignal; attempt: number; key: string; heartbeat: () => void }
+
+export type StepFunction<T> = (tools: StepTools) => T | Promise<T>
+
+type Step = { pos: number; kind: 'step'; name: string; attempt: number; ms: number | null }
+
+/** An error that no retry mends: `throw nonRetryable('card declined')`. */
+export function nonRetryable(error: Error | string): Error {
+  const marked = typeof error === 'string' ? new Error(error) : error
+  return Object.assign(marked, { [NON_RETRYABLE]: true })
+}
+const NON_RETRYABLE = Symbol.for('millrace.nonRetryable')
+
+export function callStep<T>(run: LiveRun, name: string, work: StepFunction<T>, options: StepOptions): Promise<T> {
+  const { pos, recorded } = openCall(run, 'step', name)
+  const result = awaitResult(run, { pos, kind: 'step', name })
+  if (run.over || (recorded !== undefined && recorded.ord !== null)) return result as Promise<T>
+  const step: Step = { pos, kind: 'step', name, attempt: (recorded?.attempt ?? 0) + 1, ms: null }
+  if (recorded?.dueAt == null) void attempt(run, step, work, options)
+  else waitForRetry(run, step, recorded.dueAt, () => attempt(run, step, work, options))
+  return result as Promise<T>
+}
+
+async function attempt<T>(run: LiveRun, step: Step, work: StepFunction<T>, options: StepOptions): Promise<void> {
+  run.executing += 1
+  const startedAt = performance.now()
+  let value: T
+  let output: string | null
+  try {
+    value = await attemptOnce(run, step, work, options)
+    output = encode(value, `The result of step '${step.name}'`)
+  } catch (error) {
+    run.executing -= 1
+    failed(run, { ...step, ms: performance.now() - startedAt }, error, work, options)
+    return
+  }
+  run.executing -= 1
+  step.ms = performance.now() - startedAt
+  writeResult(run, step, { value, output })
+}
+
+function failed<T>(run: LiveRun, step: Step, error: unknown, work: StepFunction<T>, options: StepOptions): void {
+  if (run.over) return
+  const retry = options.retry ?? {}
+  const final =
+    (error as { [NON_RETRYABLE]?: boolean } | null)?.[NON_RETRYABLE] === true || retry.unless?.(error) === true
+  const waitMs = final || run.cancelling ? null : backoffMs(retry, step.attempt)
+  if (waitMs === null) {
+    writeResult(run, step, { error: encodeError(error) })
+    return
+  }
+  const at = run.runner.clock.now()
+  const dueAt = at + waitMs
+  const { runId, epoch } = run.row
+  const row = { ...step, runId, epoch, ord: null, output: null, error: encodeError(error), dueAt, at }
+  writeEntry(run, { steps: [row] }, () => {
+    const next = { ...step, attempt: step.attempt + 1 }
+    waitForRetry(run, next, dueAt, () => attempt(run, next, work, options))
+  })
+}
+
+function waitForRetry(run: LiveRun, step: Step, dueAt: number, then: () => Promise<void>): void {
+  const call = run.calls.get(step.pos)
+  if (call === undefined) return
+  call.dueAt = dueAt
+  call.due = () => void then()
+  rest(run)
+}
+
+/** Runs the work once, under its time limits if it has any. */
+function attemptOnce<T>(run: LiveRun, step: Step, work: StepFunction<T>, options: StepOptions): T | Promise<T> {
+  const key = `${run.row.runId}/${step.pos}`
+  if (options.timeout === undefined && options.heartbeat === undefined)
+    return work({
+      get signal() {
+        return runSignal(run)
+      },
+      attempt: step.attempt,
+      key,
+      heartbeat: () => {},
+    })
+  const limits = new AbortController()
+  const signal = AbortSignal.any([limits.signal, runSignal(run)])
+  const timers: NodeJS.Timeout[] = []
+  const expired = new Promise<never>((_, reject) => {
+    const expire = (what: string, limit: Duration) => () => {
+      const error = new MillraceError('timed_out', `Step '${step.name}' ${what} ${limit}`)
+      // First, so that work which ends at the abort does not pass for done.
+      reject(error)
+      limits.abort(error)
+    }
+    if (options.timeout !== undefined)
+      timers.push(setTimeout(expire('took longer than', options.timeout), milliseconds(options.timeout)))
+    if (options.heartbeat !== undefined)
+      timers.push(setTimeout(expire('gave no heartbeat for', options.heartbeat), milliseconds(options.heartbeat)))
+  })
+  const heartbeat = () => void (options.heartbeat !== undefined && timers.at(-1)?.refresh())
+  const stop = () => timers.forEach(clearTimeout)
+  return Promise.race([Promise.resolve(work({ signal, attempt: step.attempt, key, heartbeat })), expired]).finally(stop)
+}
+
+/** Aborts when the run is cancelled, lost or over. Made when first asked for: most steps never do. */
+function runSignal(run: LiveRun): AbortSignal {
+  run.controller ??= new AbortController()
+  return run.controller.signal
+}
