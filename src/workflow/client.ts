@@ -30,6 +30,6 @@ export async function startRun<I, O>(
   throw new MillraceError('conflict', `A run with id ${row.id} exists`)
 }
 
-export function handleOf<O>(engine: Engine, runId: string, id: string | null): Handle<O> {
+function handleOf<O>(engine: Engine, runId: string, id: string | null): Handle<O> {
   return { id: id ?? runId, runId, result: (signal) => engine.results.wait(runId, signal) as Promise<O> }
 }

@@ -31,7 +31,7 @@ export type JournalEntry = {
 }
 
 /** `replies`: what the statements returned for the entry's run. */
-export type Outcome =
+type Outcome =
   | { kind: 'written'; replies: Reply[] }
   | { kind: 'lost' }
   | { kind: 'failed'; error: MillraceError }

@@ -6,7 +6,7 @@
 import { MillraceError } from '../errors.ts'
 
 /** What a key function sees. Any data: it is only read from. */
-export type EventShape = {
+type EventShape = {
   source: string
   id: string
   type: string

@@ -62,7 +62,7 @@ export type Recorded = {
   at: number
 }
 
-export type Result = { pos: number; at: number; output: unknown; error: MillraceError | null; durable: boolean }
+type Result = { pos: number; at: number; output: unknown; error: MillraceError | null; durable: boolean }
 /** @property due  what to do at `dueAt` (ms since 1970) */
 export type Call = {
   pos: number
