@@ -31,10 +31,7 @@ export type JournalEntry = {
 }
 
 /** `replies`: what the statements returned for the entry's run. */
-type Outcome =
-  | { kind: 'written'; replies: Reply[] }
-  | { kind: 'lost' }
-  | { kind: 'failed'; error: MillraceError }
+type Outcome = { kind: 'written'; replies: Reply[] } | { kind: 'lost' } | { kind: 'failed'; error: MillraceError }
 
 export type Reply = Record<string, unknown> & { kind: keyof typeof STATEMENTS; run_id: string }
 
