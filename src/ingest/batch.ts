@@ -78,8 +78,5 @@ export function createAssembler({ pull, pool }: { pull: Pull; pool: Pick<Pool, '
 
 /** Enough for every worker's next batch, within what one worker may leave unacknowledged. */
 export function capacityFor(config: Config, batchSize: number): number {
-  const perWorker = config.WORKER_ADAPTIVE
-    ? Math.max(config.NATS_PULL_BATCH_SIZE, batchSize)
-    : config.NATS_PULL_BATCH_SIZE
-  return Math.min(perWorker, config.MAX_ACK_PENDING) * config.WORKER_POOL_SIZE
+  return Math.min(Math.max(config.NATS_PULL_BATCH_SIZE, batchSize), config.MAX_ACK_PENDING) * config.WORKER_POOL_SIZE
 }

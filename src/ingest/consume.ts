@@ -40,6 +40,7 @@ const RESTART_MS = 1_000
 export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSignal): Promise<void> {
   const pull = openPull(deps, {
     capacity: capacityFor(config, config.WORKER_BATCH_SIZE),
+    requestMax: config.WORKER_ADAPTIVE ? Number.POSITIVE_INFINITY : config.NATS_PULL_BATCH_SIZE,
     ackWaitMs: config.ACK_WAIT_MS,
   })
   const { pool } = deps.telemetry

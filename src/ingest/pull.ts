@@ -33,10 +33,13 @@ export type Pull = {
   closed: () => boolean
 }
 
-/** @param ackWaitMs the consumer's; what waits here for a worker is kept alive, so that no delivery is used up */
+/**
+ * @param requestMax  most messages that one request may ask for
+ * @param ackWaitMs   the consumer's; what waits here for a worker is kept alive, so that no delivery is used up
+ */
 export function openPull(
   { broker }: { broker: Broker },
-  { capacity: capacityAtStart, ackWaitMs }: { capacity: number; ackWaitMs: number },
+  { capacity: capacityAtStart, requestMax, ackWaitMs }: { capacity: number; requestMax: number; ackWaitMs: number },
 ): Pull {
   const { nc } = broker
   const inbox = createInbox()
@@ -85,14 +88,17 @@ export function openPull(
     ask()
   }
 
-  /** Tops up when half of the room is free, so that one request brings many messages. */
+  /** Tops up when there is room for a whole request, or half of the room is free: one request brings many messages. */
   function ask(): void {
     if (closed || retry !== undefined || !broker.connected()) return
-    const room = capacity - buffered() - outstanding
-    if (room < Math.max(1, capacity / 2)) return
-    outstanding += room
-    const request = { batch: room, expires: EXPIRES_MS * 1e6, idle_heartbeat: HEARTBEAT_MS * 1e6 }
-    nc.publish(subject, JSON.stringify(request), { reply: inbox })
+    const worthwhile = Math.max(1, Math.min(requestMax, capacity / 2))
+    for (let room = capacity - buffered() - outstanding; room >= worthwhile; ) {
+      const batch = Math.min(room, requestMax)
+      const request = { batch, expires: EXPIRES_MS * 1e6, idle_heartbeat: HEARTBEAT_MS * 1e6 }
+      nc.publish(subject, JSON.stringify(request), { reply: inbox })
+      outstanding += batch
+      room -= batch
+    }
   }
 
   /** A request does not outlive the connection it was made on. */

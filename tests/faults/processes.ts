@@ -75,7 +75,13 @@ export async function createService(command: 'api' | 'worker', env: Record<strin
   }
 
   async function start(): Promise<void> {
-    child = startChild(CLI, [command], { ...env, PORT: String(port), HOST: '127.0.0.1', LOG_LEVEL: 'info' })
+    child = startChild(CLI, [command], {
+      ...env,
+      PORT: String(port),
+      WORKER_PORT: '0',
+      HOST: '127.0.0.1',
+      LOG_LEVEL: 'info',
+    })
     const started = child
     const ready = command === 'api' ? 'listening' : 'pulling'
     await waitFor(`${command} to start`, 60_000, () => {
