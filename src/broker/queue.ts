@@ -4,7 +4,7 @@ import type { Broker } from './connect.ts'
 import { CONSUMER, STREAM } from './streams.ts'
 
 export type QueueState = {
-  /** Events stored and not yet acknowledged: an acknowledged event leaves the stream. */
+  /** Events stored and not yet acknowledged. */
   depth: number
   /** Age of the oldest of them, in seconds. */
   lagSeconds: number
@@ -12,12 +12,12 @@ export type QueueState = {
   unacknowledged: number
 }
 
-/** Two requests to JetStream. @throws when it is away */
+/** Asks JetStream for the consumer, and for the first event above its acknowledged floor. @throws when it is away */
 export async function readQueue({ jsm }: Broker): Promise<QueueState> {
-  const [{ state }, consumer] = await Promise.all([jsm.streams.info(STREAM), jsm.consumers.info(STREAM, CONSUMER)])
-  return {
-    depth: state.messages,
-    lagSeconds: state.messages === 0 ? 0 : Math.max(0, (Date.now() - Date.parse(state.first_ts)) / 1_000),
-    unacknowledged: consumer.num_ack_pending,
-  }
+  const { num_pending, num_ack_pending, ack_floor } = await jsm.consumers.info(STREAM, CONSUMER)
+  const depth = num_pending + num_ack_pending
+  if (depth === 0) return { depth: 0, lagSeconds: 0, unacknowledged: 0 }
+  const oldest = await jsm.direct.getMessage(STREAM, { seq: ack_floor.stream_seq + 1, next_by_subj: '>' })
+  const lagSeconds = oldest === null ? 0 : Math.max(0, (Date.now() - oldest.time.getTime()) / 1_000)
+  return { depth, lagSeconds, unacknowledged: num_ack_pending }
 }
