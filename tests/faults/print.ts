@@ -11,6 +11,7 @@ const COLUMNS: [title: string, width: number, cell: (outcome: Outcome) => string
   ['doubled', 8, ({ duplicated }) => duplicated.length],
   ['wrong', 6, ({ wrong }) => wrong.length],
   ['refused', 8, ({ refused }) => refused],
+  ['silence s', 10, ({ silenceMs }) => (silenceMs / 1_000).toFixed(2)],
   ['recovery s', 11, ({ recoveryMs }) => (recoveryMs / 1_000).toFixed(2)],
 ]
 const NAME_WIDTH = 62

@@ -48,8 +48,14 @@ export type RigOptions = {
   links?: boolean
 }
 
-/** Short enough that a fault can outlast them within a test. */
-const SETTINGS = { ACK_WAIT_MS: '2000', MAX_DELIVER: '3', RETRY_DELAY_MS: '100', PUBLISH_TIMEOUT_MS: '3000' }
+/** Short enough that a fault can outlast them within a test, small enough that the stream can be filled. */
+const SETTINGS = {
+  ACK_WAIT_MS: '2000',
+  MAX_DELIVER: '3',
+  RETRY_DELAY_MS: '100',
+  PUBLISH_TIMEOUT_MS: '3000',
+  STREAM_BYTES_MAX: String(16 * 1024 * 1024),
+}
 
 export async function startRig({ natsNodes, apis, workers, env = {}, links = false }: RigOptions): Promise<Rig> {
   const dir = temporaryFolder('rig')

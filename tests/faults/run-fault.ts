@@ -19,6 +19,8 @@ export type Fault = {
    * @returns when the last broken part works again, in ms since 1970: recovery counts from there
    */
   inject: (rig: Rig) => Promise<number>
+  /** Where the fault needs another load than the runner's. */
+  load?: FaultLoad
 }
 
 export type Outcome = Verdict & {
@@ -27,6 +29,8 @@ export type Outcome = Verdict & {
   loadHeld: number
   /** From the end of the fault until an event sent after it was stored. */
   recoveryMs: number
+  /** The longest time without an accepted answer. */
+  silenceMs: number
   /** From SIGTERM of the load until the stream held nothing. */
   drainMs: number
 }
@@ -48,11 +52,8 @@ type FaultLoad = Partial<Omit<LoadOptions, 'run' | 'urls' | 'ledger'>> & { stead
 
 let runs = 0
 
-export async function runFault(
-  rig: Rig,
-  fault: Fault,
-  { steadyEvents = 100, ...load }: FaultLoad = {},
-): Promise<Outcome> {
+export async function runFault(rig: Rig, fault: Fault, common: FaultLoad = {}): Promise<Outcome> {
+  const { steadyEvents = 100, ...load } = { ...common, ...fault.load }
   const run = `run${process.pid}-${runs++}`
   const ledger = join(rig.dir, `${run}.ledger`)
   const options: LoadOptions = { ...DEFAULT_LOAD, ...load, run, urls: rig.apis.map((api) => api.url), ledger }
@@ -64,8 +65,9 @@ export async function runFault(
   const mendedMs = await fault.inject(rig)
 
   await waitFor(`events to flow after: ${fault.name}`, REST_MS_MAX, async () => {
-    const later = readLedger(ledger).sent.filter(({ ms }) => ms >= mendedMs)
-    return (await countStored(rig, run, later[0]?.first ?? Number.MAX_SAFE_INTEGER)) >= steadyEvents
+    const before = readLedger(ledger).sent.filter(({ ms }) => ms < mendedMs)
+    const newest = Math.max(...before.map(({ first, count }) => first + count))
+    return (await countStored(rig, run, newest)) >= steadyEvents
   })
   generator.signal('SIGTERM')
   const { code } = await generator.exited
@@ -81,17 +83,28 @@ export async function runFault(
     name: fault.name,
     loadHeld: verdict.answered / seconds,
     recoveryMs: recoveryOf(verdict, run, mendedMs),
+    silenceMs: silenceOf(verdict.record.accepted.map(({ ms }) => ms)),
     drainMs,
   }
 }
 
+function silenceOf(answersMs: number[]): number {
+  const sorted = answersMs.toSorted((a, b) => a - b)
+  return sorted.reduce((longest, ms, i) => Math.max(longest, ms - (sorted[i - 1] ?? ms)), 0)
+}
+
+/** Events sent once before count from their first attempt, so an earlier request sent again tells nothing here. */
 function recoveryOf({ record, storedMs }: Verdict, run: string, mendedMs: number): number {
-  let first = Number.POSITIVE_INFINITY
-  for (const { ms, first: n, count } of record.sent) {
-    if (ms < mendedMs) continue
-    for (let i = 0; i < count; i++) first = Math.min(first, storedMs.get(`${run}-${n + i}`) ?? first)
+  const newestBefore = record.sent.reduce(
+    (newest, { ms, first }) => (ms < mendedMs ? Math.max(newest, first) : newest),
+    -1,
+  )
+  let stored = Number.POSITIVE_INFINITY
+  for (const { first, count } of record.sent) {
+    if (first <= newestBefore) continue
+    for (let i = 0; i < count; i++) stored = Math.min(stored, storedMs.get(`${run}-${first + i}`) ?? stored)
   }
-  return Math.max(0, first - mendedMs)
+  return stored - mendedMs
 }
 
 /** Events of the run numbered `from` and above that are stored; -1 while Postgres does not answer. */

@@ -1,18 +1,18 @@
 /**
  * Every fault, one table row each; closes with `N passed, N failed`.
- * Usage: node tests/faults/run.ts [part of a fault's name ...]
+ * Usage: node tests/faults/run.ts [--only=single|cluster|links] [part of a fault's name ...]
  */
 
-import * as single from './faults.ts'
+import { CLUSTER, LINKS, SINGLE } from './faults.ts'
 import { header, row } from './print.ts'
 import { type RigOptions, startRig } from './rig.ts'
 import { complaints, type Fault, runFault } from './run-fault.ts'
 
-const wanted = process.argv.slice(2)
-const picked = (faults: object) =>
-  (Object.values(faults) as Fault[]).filter(
-    ({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)),
-  )
+/** `--only=cluster` and the like picks a system; what else is said picks faults by their names. */
+const only = process.argv.find((word) => word.startsWith('--only='))?.slice('--only='.length)
+const wanted = process.argv.slice(2).filter((word) => !word.startsWith('--'))
+const picked = (faults: Fault[]) =>
+  faults.filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)))
 
 let passed = 0
 const failures: string[] = []
@@ -34,7 +34,28 @@ async function runAll(title: string, options: RigOptions, faults: Fault[]): Prom
   }
 }
 
-await runAll('One nats-server, one Postgres', { natsNodes: 1, apis: 2, workers: 2 }, picked(single))
+const SYSTEMS: { key: string; title: string; options: RigOptions; faults: Fault[] }[] = [
+  {
+    key: 'single',
+    title: 'One nats-server, one Postgres, 2 API and 2 worker processes',
+    options: { natsNodes: 1, apis: 2, workers: 2 },
+    faults: SINGLE,
+  },
+  {
+    key: 'cluster',
+    title: 'NATS cluster of three (R3), one Postgres, 2 API and 2 worker processes',
+    options: { natsNodes: 3, apis: 2, workers: 2 },
+    faults: CLUSTER,
+  },
+  {
+    key: 'links',
+    title: 'One nats-server, one Postgres, every link through a proxy',
+    options: { natsNodes: 1, apis: 1, workers: 2, links: true },
+    faults: LINKS,
+  },
+]
+for (const { key, title, options, faults } of SYSTEMS)
+  if (only === undefined || only === key) await runAll(title, options, picked(faults))
 
 for (const failure of failures) console.log(`FAIL ${failure}`)
 console.log(`\n${passed} passed, ${failures.length} failed`)
