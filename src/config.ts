@@ -46,6 +46,8 @@ export const variables = {
   BODY_BYTES_MAX: number(128 * MiB, 1024, 2 ** 40, 'bytes of one request body as sent'),
   BODY_DECODED_BYTES_MAX: number(512 * MiB, 1024, 2 ** 40, 'bytes of one request body after decompression'),
   JSON_BYTES_MAX: number(16 * MiB, 1024, 2 ** 30, 'bytes of a JSON body, which is parsed whole; NDJSON is streamed'),
+  BODIES_HELD_BYTES_MAX: number(64 * MiB, MiB, 2 ** 40, 'bytes of JSON bodies held at once; beyond it the API answers 503'),
+  BODY_IDLE_MS: number(20_000, 10, 300_000, 'ms without a byte after which an unfinished body is answered 408'),
   EVENTS_PER_REQUEST_MAX: number(200_000, 1, 10_000_000, 'events in one request'),
   EVENT_BYTES_MAX: number(512 * 1024, 256, 8 * MiB, 'bytes of one event'),
   PUBLISH_PENDING_BYTES_MAX: number(
@@ -56,6 +58,7 @@ export const variables = {
   ),
   PUBLISH_TIMEOUT_MS: number(5_000, 100, 120_000, 'ms to wait for JetStream to store a batch'),
   QUEUE_DEPTH_MAX: number(5_000_000, 1, 2 ** 50, 'events the workers may be behind; beyond it the API answers 503'),
+  SCHEMA_DIR: text('', 'folder of JSON Schemas, <type>/<version>.json, stored at start; empty: none'),
   COMMIT_WAIT_MS: number(10_000, 1, 300_000, 'ms that ?wait=committed waits before it answers 202'),
 
   WORKER_PORT: number(

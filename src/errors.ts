@@ -7,6 +7,7 @@ export type ErrorCode =
   | 'unsupported_media_type'
   | 'too_large'
   | 'not_found'
+  | 'request_timeout'
   | 'conflict'
   | 'unavailable'
   | 'overloaded'

@@ -1,0 +1,132 @@
+/**
+ * ?wait=committed. Workers send an empty message to this process's inbox after each COMMIT that holds one of its events;
+ * what was committed is then read from Postgres, which is the truth: a row with our stream sequence is ours, one with
+ * another sequence was there before. One query serves all waiters; a slow poll covers messages that were lost.
+ */
+
+import { sql } from 'drizzle-orm'
+import { createInbox } from 'nats'
+import type { Broker } from '../broker/connect.ts'
+import type { Config } from '../config.ts'
+import type { Database } from '../db/connect.ts'
+import { describe } from '../errors.ts'
+import type { Kept } from './intake.ts'
+import type { Log } from './log.ts'
+
+/** An event that someone waits for; its outcome is written in place. */
+export type Awaited = { source: string; id: string; seq: number; outcome: Kept }
+
+export type CommitWait = {
+  /** What events carry as `commitReply`. */
+  reply: string
+  /** How many commits were heard of; see `wait`. */
+  heard: () => number
+  /**
+   * Writes `inserted`, `duplicate` or `dead_lettered` into the outcomes, for COMMIT_WAIT_MS at most; what is not known
+   * by then stays `accepted`. Returns early when Postgres is away for that long, or at the signal.
+   * @param heardBefore  `heard()` from before the events were published: commits since then may be theirs
+   */
+  wait: (events: Awaited[], heardBefore: number, signal: AbortSignal) => Promise<void>
+  close: () => void
+}
+
+const POLL_MS = 500
+const KEYS_PER_QUERY_MAX = 1_000
+
+type Waiter = { open: Awaited[]; done: () => void }
+
+export function createCommitWait(
+  { db, broker, log }: { db: Database; broker: Broker; log: Log },
+  { COMMIT_WAIT_MS }: Pick<Config, 'COMMIT_WAIT_MS'>,
+): CommitWait {
+  const waiters = new Set<Waiter>()
+  const reply = createInbox()
+  let heard = 0
+  let looking = false
+  let lookAgain = false
+  let poll: NodeJS.Timeout | undefined
+
+  const subscription = broker.nc.subscribe(reply, {
+    callback: () => {
+      heard++
+      void look(false)
+    },
+  })
+
+  /** @param everything  also what stands behind events that are not there yet: commits come in order, but for retries */
+  async function look(everything: boolean): Promise<void> {
+    if (waiters.size === 0) return
+    if (looking) {
+      lookAgain = true
+      return
+    }
+    looking = true
+    try {
+      do {
+        lookAgain = false
+        await lookOnce(everything)
+      } while (lookAgain && waiters.size > 0)
+    } catch (error) {
+      log.warn({ error: describe(error) }, 'cannot see what is committed; trying again')
+    } finally {
+      looking = false
+    }
+  }
+
+  async function lookOnce(everything: boolean): Promise<void> {
+    const open = [...waiters].flatMap((waiter) => waiter.open)
+    for (let i = 0; i < open.length; i += KEYS_PER_QUERY_MAX) {
+      const page = open.slice(i, i + KEYS_PER_QUERY_MAX)
+      const found = await findFate(db, page, everything)
+      if (found === 0 && !everything) break
+    }
+    for (const waiter of waiters) {
+      waiter.open = waiter.open.filter(({ outcome }) => outcome.status === 'accepted')
+      if (waiter.open.length === 0) waiter.done()
+    }
+  }
+
+  async function wait(events: Awaited[], heardBefore: number, signal: AbortSignal): Promise<void> {
+    if (signal.aborted) return
+    const { promise, resolve } = Promise.withResolvers<void>()
+    const waiter: Waiter = { open: events, done: resolve }
+    const timer = setTimeout(resolve, COMMIT_WAIT_MS)
+    signal.addEventListener('abort', () => resolve(), { once: true })
+    waiters.add(waiter)
+    poll ??= setInterval(() => void look(true), POLL_MS)
+    if (heard !== heardBefore) void look(false)
+    await promise
+    clearTimeout(timer)
+    waiters.delete(waiter)
+    if (waiters.size > 0) return
+    clearInterval(poll)
+    poll = undefined
+  }
+
+  function close(): void {
+    clearInterval(poll)
+    subscription.unsubscribe()
+    for (const waiter of waiters) waiter.done()
+  }
+
+  return { reply, heard: () => heard, wait, close }
+}
+
+/** Writes what Postgres knows of these events into their outcomes; returns of how many it knows. */
+async function findFate(db: Database, events: Awaited[], alsoDead: boolean): Promise<number> {
+  const keys = JSON.stringify(events.map(({ source, id }, place) => ({ source, id, place })))
+  const { rows } = await db.execute<{ place: number; stream_seq: string }>(sql`
+    select wanted.place, events.stream_seq
+    from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, place int)
+    join events on events.source = wanted.source and events.id = wanted.id`)
+  for (const { place, stream_seq } of rows) {
+    const event = events[place]!
+    event.outcome.status = Number(stream_seq) === event.seq ? 'inserted' : 'duplicate'
+  }
+  if (!alsoDead || rows.length === events.length) return rows.length
+  const seqs = events.filter(({ outcome }) => outcome.status === 'accepted').map(({ seq }) => seq)
+  const dead = await findDead(db, seqs)
+  for (const event of events)
+    if (event.outcome.status === 'accepted' && dead.has(event.seq)) event.outcome.status = 'dead_lettered'
+  return rows.length + dead.size
+}
