@@ -13,7 +13,7 @@ import { migrateDatabase } from './db/migrate.ts'
 import { startNats } from './embedded/nats.ts'
 import { startPostgres } from './embedded/postgres.ts'
 import { describe } from './errors.ts'
-import { createApi, createWorkerApp, listen } from './ingest/api.ts'
+import { startApi, startWorkerServer } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
 import { withLocalJaeger } from './telemetry/jaeger.ts'
@@ -43,7 +43,7 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   const broker = await connectBroker(config, 'api')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
-  const server = await listen(createApi({ db: database.db, broker, publisher, log, telemetry }, config), config)
+  const server = await startApi({ db: database.db, broker, publisher, log, telemetry }, config)
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
   await server.close()
@@ -70,7 +70,7 @@ async function runWorker(
     onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
   })
   const deps = { db: database.db, broker, jobs, log, telemetry }
-  const server = port === undefined ? undefined : await listen(createWorkerApp(deps), { HOST: config.HOST, PORT: port })
+  const server = port === undefined ? undefined : await startWorkerServer(deps, { HOST: config.HOST, PORT: port })
   log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port }, 'pulling')
   await consume(deps, config, signal)
   await server?.close()

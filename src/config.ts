@@ -46,7 +46,12 @@ export const variables = {
   BODY_BYTES_MAX: number(128 * MiB, 1024, 2 ** 40, 'bytes of one request body as sent'),
   BODY_DECODED_BYTES_MAX: number(512 * MiB, 1024, 2 ** 40, 'bytes of one request body after decompression'),
   JSON_BYTES_MAX: number(16 * MiB, 1024, 2 ** 30, 'bytes of a JSON body, which is parsed whole; NDJSON is streamed'),
-  BODIES_HELD_BYTES_MAX: number(64 * MiB, MiB, 2 ** 40, 'bytes of JSON bodies held at once; beyond it the API answers 503'),
+  BODIES_HELD_BYTES_MAX: number(
+    64 * MiB,
+    MiB,
+    2 ** 40,
+    'bytes of JSON bodies held at once; beyond it the API answers 503',
+  ),
   BODY_IDLE_MS: number(20_000, 10, 300_000, 'ms without a byte after which an unfinished body is answered 408'),
   EVENTS_PER_REQUEST_MAX: number(200_000, 1, 10_000_000, 'events in one request'),
   EVENT_BYTES_MAX: number(512 * 1024, 256, 8 * MiB, 'bytes of one event'),

@@ -4,7 +4,7 @@ import pino from 'pino'
 import { ensureStream } from '../src/broker/streams.ts'
 import type { Config } from '../src/config.ts'
 import { startJobs } from '../src/db/jobs.ts'
-import { createApi, listen } from '../src/ingest/api.ts'
+import { startApi } from '../src/ingest/api.ts'
 import { consume } from '../src/ingest/consume.ts'
 import { createPublisher } from '../src/ingest/publish.ts'
 import { startTelemetry } from '../src/telemetry/telemetry.ts'
@@ -20,7 +20,7 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
   const telemetry = await startTelemetry({ log }, config, 'millrace-test')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
-  const server = await listen(createApi({ db, broker, publisher, log, telemetry }, config), config)
+  const server = await startApi({ db, broker, publisher, log, telemetry }, config)
   const jobs = await startJobs(config.DATABASE_URL)
   const stopping = new AbortController()
   const working = consume({ db, broker, jobs, log, telemetry }, config, stopping.signal)

@@ -248,3 +248,21 @@ export const workflowSignals = pgTable(
   },
   (table) => [primaryKey({ columns: [table.runId, table.seq] })],
 )
+
+/** The JSON Schema of a type's data, by version; an event without a version of its own is held to the highest. */
+export const eventSchemas = pgTable(
+  'event_schemas',
+  {
+    type: text().notNull(),
+    version: integer().notNull(),
+    schema: jsonb().notNull(),
+    updatedAt: instant('updated_at').notNull().default(sql`clock_timestamp()`),
+  },
+  (table) => [primaryKey({ columns: [table.type, table.version] })],
+)
+
+/** What happens to an event that its schema refuses; `strict` where a type has no row. */
+export const eventSchemaModes = pgTable('event_schema_modes', {
+  type: text().primaryKey(),
+  mode: text({ enum: ['strict', 'warn', 'off'] }).notNull(),
+})

@@ -171,11 +171,7 @@ async function* sentChunks(req: IncomingMessage, config: BodyConfig): AsyncGener
   }
 }
 
-async function* throughDecoder(
-  req: IncomingMessage,
-  decoder: Transform,
-  config: BodyConfig,
-): AsyncGenerator<Buffer> {
+async function* throughDecoder(req: IncomingMessage, decoder: Transform, config: BodyConfig): AsyncGenerator<Buffer> {
   let refusal: unknown
   const feeding = (async () => {
     for await (const chunk of sentChunks(req, config)) {

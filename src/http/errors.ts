@@ -18,8 +18,7 @@ const STATUS: Partial<Record<ErrorCode, number>> = {
 /** Long enough to spare a struggling service, short enough that its recovery is noticed. */
 const RETRY_AFTER_S = 1
 
-export const statusOf = (error: unknown): number =>
-  error instanceof MillraceError ? (STATUS[error.code] ?? 500) : 500
+export const statusOf = (error: unknown): number => (error instanceof MillraceError ? (STATUS[error.code] ?? 500) : 500)
 
 /** The JSON of an error; what is not ours is logged and not told. */
 export function errorBody(error: unknown): { error: string; message: string } & Record<string, unknown> {

@@ -16,7 +16,7 @@ export type Routes = {
 }
 
 /** One query or path parameter. Strings are turned into the type that the schema names. */
-export type Parameter = { description: string; schema: AnySchemaObject; required?: boolean }
+type Parameter = { description: string; schema: AnySchemaObject; required?: boolean }
 export type Parameters = Record<string, Parameter>
 
 const ajv = new Ajv({ coerceTypes: true, useDefaults: true, strict: true })

@@ -10,11 +10,8 @@ import type { Broker } from '../broker/connect.ts'
 import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
 import { describe } from '../errors.ts'
-import type { Kept } from './intake.ts'
 import type { Log } from './log.ts'
-
-/** An event that someone waits for; its outcome is written in place. */
-export type Awaited = { source: string; id: string; seq: number; outcome: Kept }
+import type { AwaitedEvent } from './outcomes.ts'
 
 export type CommitWait = {
   /** What events carry as `commitReply`. */
@@ -26,14 +23,14 @@ export type CommitWait = {
    * by then stays `accepted`. Returns early when Postgres is away for that long, or at the signal.
    * @param heardBefore  `heard()` from before the events were published: commits since then may be theirs
    */
-  wait: (events: Awaited[], heardBefore: number, signal: AbortSignal) => Promise<void>
+  wait: (events: AwaitedEvent[], heardBefore: number, signal: AbortSignal) => Promise<void>
   close: () => void
 }
 
 const POLL_MS = 500
 const KEYS_PER_QUERY_MAX = 1_000
 
-type Waiter = { open: Awaited[]; done: () => void }
+type Waiter = { open: AwaitedEvent[]; done: () => void }
 
 export function createCommitWait(
   { db, broker, log }: { db: Database; broker: Broker; log: Log },
@@ -86,7 +83,7 @@ export function createCommitWait(
     }
   }
 
-  async function wait(events: Awaited[], heardBefore: number, signal: AbortSignal): Promise<void> {
+  async function wait(events: AwaitedEvent[], heardBefore: number, signal: AbortSignal): Promise<void> {
     if (signal.aborted) return
     const { promise, resolve } = Promise.withResolvers<void>()
     const waiter: Waiter = { open: events, done: resolve }
@@ -105,6 +102,7 @@ export function createCommitWait(
 
   function close(): void {
     clearInterval(poll)
+    poll = undefined
     subscription.unsubscribe()
     for (const waiter of waiters) waiter.done()
   }
@@ -113,20 +111,30 @@ export function createCommitWait(
 }
 
 /** Writes what Postgres knows of these events into their outcomes; returns of how many it knows. */
-async function findFate(db: Database, events: Awaited[], alsoDead: boolean): Promise<number> {
-  const keys = JSON.stringify(events.map(({ source, id }, place) => ({ source, id, place })))
-  const { rows } = await db.execute<{ place: number; stream_seq: string }>(sql`
-    select wanted.place, events.stream_seq
-    from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, place int)
-    join events on events.source = wanted.source and events.id = wanted.id`)
-  for (const { place, stream_seq } of rows) {
+async function findFate(db: Database, events: AwaitedEvent[], alsoDead: boolean): Promise<number> {
+  const keys = JSON.stringify(events.map(({ source, id, seq }, place) => ({ source, id, seq, place })))
+  const { rows } = await db.execute<{ place: number; stored_seq: string | null }>(
+    alsoDead ? rowsOrDeadLetters(keys) : rowsOf(keys),
+  )
+  for (const { place, stored_seq } of rows) {
     const event = events[place]!
-    event.outcome.status = Number(stream_seq) === event.seq ? 'inserted' : 'duplicate'
+    event.outcome.status =
+      stored_seq === null ? 'dead_lettered' : Number(stored_seq) === event.seq ? 'inserted' : 'duplicate'
   }
-  if (!alsoDead || rows.length === events.length) return rows.length
-  const seqs = events.filter(({ outcome }) => outcome.status === 'accepted').map(({ seq }) => seq)
-  const dead = await findDead(db, seqs)
-  for (const event of events)
-    if (event.outcome.status === 'accepted' && dead.has(event.seq)) event.outcome.status = 'dead_lettered'
-  return rows.length + dead.size
+  return rows.length
 }
+
+const rowsOf = (keys: string) => sql`
+  select wanted.place, events.stream_seq as stored_seq
+  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, place int)
+  join events on events.source = wanted.source and events.id = wanted.id`
+
+/** A dead letter's audit row names the delivery by its sequence: an earlier event of the same identity is not this one. */
+const rowsOrDeadLetters = (keys: string) => sql`
+  select wanted.place, events.stream_seq as stored_seq
+  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int)
+  left join events on events.source = wanted.source and events.id = wanted.id
+  where events.id is not null or exists (
+    select from dead_letter_audit as audit
+    where audit.source = wanted.source and audit.event_id = wanted.id and audit.action = 'recorded'
+      and audit.detail->'streamSeq' = to_jsonb(wanted.seq))`

@@ -18,7 +18,10 @@ export type Depth = {
   close: () => void
 }
 
-export function createDepth({ broker }: { broker: Broker }, { QUEUE_DEPTH_MAX }: Pick<Config, 'QUEUE_DEPTH_MAX'>): Depth {
+export function createDepth(
+  { broker }: { broker: Broker },
+  { QUEUE_DEPTH_MAX }: Pick<Config, 'QUEUE_DEPTH_MAX'>,
+): Depth {
   let pending: number | undefined
   let asking = false
 

@@ -15,6 +15,18 @@ const HEADER = {
   traceparent: 'traceparent',
 } as const
 
+/** A validated event as JSON.parse gives it; its extensions stand beside these. */
+export type EventObject = {
+  id: string
+  source: string
+  type: string
+  specversion?: string
+  dataschema?: string
+  data?: unknown
+  data_base64?: string
+  traceparent?: unknown
+}
+
 export type OutgoingEvent = {
   id: string
   source: string

@@ -6,29 +6,22 @@
  * A part that fails marks its own events as failed, and the request ends there: what was accepted stays accepted.
  */
 
-import { tooLarge } from '../http/body.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
+import { tooLarge } from '../http/body.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { type RequestTrace, startSend } from '../telemetry/tracing.ts'
-import type { Awaited as AwaitedEvent } from './commit-wait.ts'
 import type { OutgoingEvent } from './event.ts'
 import type { Json, Problem } from './json.ts'
+import type { AwaitedEvent, Kept, Outcome } from './outcomes.ts'
 import type { Publisher } from './publish.ts'
-import { type Rejection, type ValidateDeps, validateEvent } from './validate.ts'
+import { type ValidateDeps, validateEvent } from './validate.ts'
 
 /** Half an atomic batch, so that two parts, or two requests, share one. */
 const PART_EVENTS_MAX = 500
 const PART_BYTES_MAX = 1024 * 1024
 /** Enough to keep the publisher busy while more of the body is parsed. */
 const FLIGHTS_MAX = 4
-
-export type Outcome = Kept | Rejection | { status: 'failed'; id: string; code: string; message: string }
-export type Kept = {
-  status: 'accepted' | 'inserted' | 'duplicate' | 'dead_lettered'
-  id: string
-  warning?: Problem
-}
 
 export type Intake = {
   readonly receivedMs: number

@@ -95,9 +95,18 @@ export function findUnstorable(value: unknown, pointer = ''): Problem | undefine
 }
 
 function unstorableText(text: string, pointer: string, what: string): Problem | undefined {
-  if (text.includes('\0')) return { code: 'unstorable_text', pointer: pointer.toWellFormed(), message: `${what} holds \\u0000, which Postgres cannot store` }
+  if (text.includes('\0'))
+    return {
+      code: 'unstorable_text',
+      pointer: pointer.toWellFormed(),
+      message: `${what} holds \\u0000, which Postgres cannot store`,
+    }
   if (!text.isWellFormed())
-    return { code: 'unstorable_text', pointer: pointer.toWellFormed(), message: `${what} holds half of a surrogate pair, which is no character` }
+    return {
+      code: 'unstorable_text',
+      pointer: pointer.toWellFormed(),
+      message: `${what} holds half of a surrogate pair, which is no character`,
+    }
   return undefined
 }
 

@@ -18,9 +18,10 @@ import type { TracedState } from '../telemetry/http.ts'
 import type { CommitWait } from './commit-wait.ts'
 import { contentModeOf, eventOfBinary } from './content-mode.ts'
 import type { Depth } from './depth.ts'
-import { admit, type Intake, type IntakeDeps, type Outcome, reject, room, settle, startIntake } from './intake.ts'
-import { decodeText, type Json, parseJson } from './json.ts'
+import { admit, type Intake, type IntakeDeps, reject, room, settle, startIntake } from './intake.ts'
+import { decodeText, type Json, type Problem, parseJson } from './json.ts'
 import { createLineSplitter } from './lines.ts'
+import { type Counts, countOutcomes, type Outcome } from './outcomes.ts'
 import { postEventsOperation, postEventsParameters } from './post-events.openapi.ts'
 import { tooLargeEvent } from './validate.ts'
 
@@ -109,15 +110,18 @@ async function readLines(deps: Reading, config: Config, ctx: Context, intake: In
 
 /** @param line  null for one that was longer than an event may be */
 function admitLine(deps: Reading, config: Config, intake: Intake, line: Uint8Array | null): void {
-  if (line === null) return reject(deps, config, intake, tooLargeEvent(config.EVENT_BYTES_MAX))
-  let json: Json
+  const json = line === null ? tooLargeEvent(config.EVENT_BYTES_MAX) : readLine(line)
+  if ('code' in json) reject(deps, config, intake, json)
+  else admit(deps, config, intake, json)
+}
+
+function readLine(line: Uint8Array): Json | Problem {
   try {
-    json = parseJson(decodeText(line))
+    return parseJson(decodeText(line))
   } catch (error) {
     const { message, details } = error as MillraceError
-    return reject(deps, config, intake, { code: String(details.reason), pointer: '', message })
+    return { code: String(details.reason), pointer: '', message }
   }
-  admit(deps, config, intake, json)
 }
 
 /** Aborts when the client is gone: then nobody waits. */
@@ -144,15 +148,11 @@ function answerFailure(ctx: Context, intake: Intake): void {
   const counts = countOutcomes(intake.outcomes)
   ctx.status = statusOf(intake.failure)
   ctx.set(errorHeaders(intake.failure))
-  write(ctx, { ...errorBody(intake.failure), ...summaryOf(counts, counts.accepted), failed: counts.failed }, intake.outcomes)
-}
-
-type Counts = Record<Outcome['status'], number>
-
-function countOutcomes(outcomes: Outcome[]): Counts {
-  const counts: Counts = { accepted: 0, inserted: 0, duplicate: 0, dead_lettered: 0, rejected: 0, failed: 0 }
-  for (const { status } of outcomes) counts[status]++
-  return counts
+  write(
+    ctx,
+    { ...errorBody(intake.failure), ...summaryOf(counts, counts.accepted), failed: counts.failed },
+    intake.outcomes,
+  )
 }
 
 const summaryOf = ({ inserted, duplicate, dead_lettered, rejected }: Counts, accepted: number): object =>

@@ -4,8 +4,9 @@ import { Ajv } from 'ajv'
 import addFormats from 'ajv-formats'
 import { uuidv7 } from 'uuidv7'
 import { parseTraceparent } from '../telemetry/traceparent.ts'
-import type { OutgoingEvent } from './event.ts'
+import type { EventObject, OutgoingEvent } from './event.ts'
 import { DEPTH_MAX, deeperThan, findUnstorable, type Json, type Problem } from './json.ts'
+import type { Rejection } from './outcomes.ts'
 import type { SchemaRegistry } from './schemas.ts'
 
 /** CloudEvents 1.0 forbids control characters in attributes; id and source also travel as headers, which lose outer space. */
@@ -24,7 +25,12 @@ export const eventSchema = {
     source: { type: 'string', minLength: 1, maxLength: 1024, pattern: TRIMMED },
     type: { type: 'string', minLength: 1, maxLength: 255, pattern: TRIMMED },
     subject: { type: 'string', minLength: 1, maxLength: 1024, pattern: PLAIN },
-    time: { type: 'string', maxLength: 64, format: 'date-time', description: 'RFC 3339, years 1 to 9999, offsets below 16 hours' },
+    time: {
+      type: 'string',
+      maxLength: 64,
+      format: 'date-time',
+      description: 'RFC 3339, years 1 to 9999, offsets below 16 hours',
+    },
     datacontenttype: { type: 'string', minLength: 1, maxLength: 255, pattern: PLAIN },
     dataschema: { type: 'string', minLength: 1, maxLength: 2048, pattern: PLAIN },
     data: { description: 'any JSON' },
@@ -42,11 +48,10 @@ addFormats.default(ajv)
 const dateTime = ajv.formats['date-time'] as { validate: (text: string) => boolean }
 ajv.addFormat('date-time', {
   // Postgres knows no year 0, and no offset from 16 hours on.
-  validate: (text: string) => dateTime.validate(text) && !text.startsWith('0000') && !/[+-](1[6-9]|2\d):?\d\d$/.test(text),
+  validate: (text: string) =>
+    dateTime.validate(text) && !text.startsWith('0000') && !/[+-](1[6-9]|2\d):?\d\d$/.test(text),
 })
 const isEvent = ajv.compile(eventSchema)
-
-export type Rejection = Problem & { status: 'rejected'; id?: string }
 
 /** An event fit for the stream, perhaps with what its schema warns of. */
 export type Admission = { event: OutgoingEvent; warning: Problem | undefined }
@@ -95,23 +100,11 @@ export function validateEvent(
       type,
       payload,
       receivedMs: stamp.receivedMs,
-      traceparent:
-        typeof traceparent === 'string' && parseTraceparent(traceparent) !== undefined ? traceparent : '',
+      traceparent: typeof traceparent === 'string' && parseTraceparent(traceparent) !== undefined ? traceparent : '',
       commitReply: stamp.commitReply,
     },
     warning: verdict?.problem,
   }
-}
-
-export type EventObject = {
-  id: string
-  source: string
-  type: string
-  specversion?: string
-  dataschema?: string
-  data?: unknown
-  data_base64?: string
-  traceparent?: unknown
 }
 
 export const tooLargeEvent = (eventBytesMax: number): Problem => ({

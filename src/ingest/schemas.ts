@@ -1,0 +1,232 @@
+/**
+ * The JSON Schemas of event types: kept in Postgres, compiled once per process, and read again when another process
+ * says over NATS that something changed, or after REREAD_MS for when that was not heard.
+ *
+ * Which version applies to an event: the one its `dataschema` names, by a path that ends in `<type>/<version>` or by the
+ * schema's `$id`; otherwise the highest version of its type.
+ */
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { sql } from 'drizzle-orm'
+import type { Broker } from '../broker/connect.ts'
+import type { Config } from '../config.ts'
+import type { Database } from '../db/connect.ts'
+import { eventSchemaModes } from '../db/schema.ts'
+import { describe, MillraceError } from '../errors.ts'
+import { type CheckData, compileSchema } from './compile-schema.ts'
+import type { EventObject } from './event.ts'
+import { decodeText, findUnstorable, type Json, type Problem, parseJson } from './json.ts'
+import type { Log } from './log.ts'
+
+export type Mode = 'strict' | 'warn' | 'off'
+type Verdict = { mode: 'strict' | 'warn'; problem: Problem }
+
+export type SchemaRegistry = {
+  /** What the type's schema has against the event's data; undefined when nothing, or when there is none. */
+  check: (event: EventObject) => Verdict | undefined
+  /** Compiles and stores a version; true when it is new. @throws MillraceError `invalid_request` */
+  put: (type: string, version: number, schema: Json) => Promise<boolean>
+  /** False when there was no such version. */
+  remove: (type: string, version: number) => Promise<boolean>
+  setMode: (type: string, mode: Mode) => Promise<void>
+  close: () => void
+}
+
+type Entry = { digest: string; id: unknown; check: CheckData }
+type TypeSchemas = { mode: Mode; latest: number; versions: Map<number, Entry> }
+
+const CHANGED_SUBJECT = 'millrace.schemas.changed'
+const REREAD_MS = 10_000
+
+/**
+ * Stores the schemas of SCHEMA_DIR, reads all and watches for changes.
+ * @throws where the first reading fails: an API that knows no schema would accept everything
+ */
+export async function openSchemas(
+  { db, broker, log }: { db: Database; broker: Broker; log: Log },
+  config: Pick<Config, 'SCHEMA_DIR'>,
+): Promise<SchemaRegistry> {
+  let types = new Map<string, TypeSchemas>()
+  let reading: Promise<void> | undefined
+  let stale = false
+
+  /** Joins a reading under way, which then reads once more. */
+  function read(): Promise<void> {
+    stale = true
+    reading ??= (async () => {
+      try {
+        while (stale) {
+          stale = false
+          types = await readTypes(db, types, log)
+        }
+      } finally {
+        reading = undefined
+      }
+    })()
+    return reading
+  }
+
+  const readLater = () =>
+    void read().catch((error) => log.warn({ error: describe(error) }, 'cannot read the schemas; keeping those known'))
+
+  async function changed(): Promise<void> {
+    await read()
+    broker.nc.publish(CHANGED_SUBJECT)
+  }
+
+  const subscription = broker.nc.subscribe(CHANGED_SUBJECT, { callback: readLater })
+  const timer = setInterval(readLater, REREAD_MS)
+  const close = () => {
+    clearInterval(timer)
+    subscription.unsubscribe()
+  }
+
+  const registry: SchemaRegistry = {
+    check: (event) => (types.size === 0 ? undefined : checkEvent(types.get(event.type), event)),
+    put: async (type, version, schema) => {
+      compileSchema(schema.value)
+      const created = await store(db, type, version, schema)
+      await changed()
+      return created
+    },
+    remove: async (type, version) => {
+      const { rowCount } = await db.execute(
+        sql`delete from event_schemas where type = ${type} and version = ${version}`,
+      )
+      await changed()
+      return rowCount === 1
+    },
+    setMode: async (type, mode) => {
+      await db
+        .insert(eventSchemaModes)
+        .values({ type, mode })
+        .onConflictDoUpdate({ target: eventSchemaModes.type, set: { mode } })
+      await changed()
+    },
+    close,
+  }
+  try {
+    if (config.SCHEMA_DIR !== '') await loadFolder(registry, config.SCHEMA_DIR)
+    await read()
+  } catch (error) {
+    close()
+    throw error
+  }
+  return registry
+}
+
+function checkEvent(schemas: TypeSchemas | undefined, event: EventObject): Verdict | undefined {
+  if (schemas === undefined || schemas.mode === 'off') return undefined
+  const { mode, versions, latest } = schemas
+  const version = versionNamed(schemas, event) ?? latest
+  const entry = versions.get(version)
+  if (entry === undefined)
+    return {
+      mode,
+      problem: {
+        code: 'unknown_schema',
+        pointer: '/dataschema',
+        message: `names version ${version} of ${event.type}, which is not stored`,
+      },
+    }
+  if (event.data_base64 !== undefined)
+    return {
+      mode,
+      problem: {
+        code: 'schema_mismatch',
+        pointer: '/data_base64',
+        message: 'must be JSON in data: the type has a schema',
+      },
+    }
+  const error = entry.check(event.data)
+  if (error === undefined) return undefined
+  return {
+    mode,
+    problem: { code: 'schema_mismatch', pointer: `/data${error.instancePath}`, message: error.message ?? 'is refused' },
+  }
+}
+
+function versionNamed({ versions }: TypeSchemas, { type, dataschema }: EventObject): number | undefined {
+  if (dataschema === undefined) return undefined
+  const [, name, version] = /([^/]+)\/(\d{1,9})$/.exec(dataschema) ?? []
+  if (name === type || name === encodeURIComponent(type)) return Number(version)
+  for (const [known, { id }] of versions) if (id === dataschema) return known
+  return undefined
+}
+
+/** Reads what there is, and compiles only what `known` does not have. */
+async function readTypes(db: Database, known: Map<string, TypeSchemas>, log: Log): Promise<Map<string, TypeSchemas>> {
+  const { rows } = await db.execute<{ type: string; version: number; digest: string; mode: Mode }>(sql`
+    select type, version, md5(schema::text) as digest, coalesce(mode, 'strict') as mode
+    from event_schemas left join event_schema_modes using (type)
+    order by type, version`)
+  const types = new Map<string, TypeSchemas>()
+  for (const { type, version, digest, mode } of rows) {
+    const schemas = types.get(type) ?? { mode, latest: version, versions: new Map<number, Entry>() }
+    const before = known.get(type)?.versions.get(version)
+    const entry = before?.digest === digest ? before : await readEntry(db, type, version, digest, log)
+    if (entry !== undefined) schemas.versions.set(version, entry)
+    schemas.latest = version
+    types.set(type, schemas)
+  }
+  return types
+}
+
+/** Undefined for one deleted meanwhile. One that does not compile here refuses what it is asked about, and is logged. */
+async function readEntry(
+  db: Database,
+  type: string,
+  version: number,
+  digest: string,
+  log: Log,
+): Promise<Entry | undefined> {
+  const { rows } = await db.execute<{ schema: { $id?: unknown } }>(
+    sql`select schema from event_schemas where type = ${type} and version = ${version}`,
+  )
+  const schema = rows[0]?.schema
+  if (schema === undefined) return undefined
+  try {
+    return { digest, id: schema.$id, check: compileSchema(schema) }
+  } catch (error) {
+    log.error({ error: describe(error), type, version }, 'a stored schema cannot be used')
+    return { digest, id: undefined, check: () => ({ instancePath: '', message: 'cannot be checked: see the log' }) }
+  }
+}
+
+/** True when the version is new; the same schema again changes nothing. */
+async function store(db: Database, type: string, version: number, { value, exact }: Json): Promise<boolean> {
+  const problem = findUnstorable(exact ?? value)
+  if (problem !== undefined)
+    throw new MillraceError('invalid_request', `The schema cannot be stored: ${problem.pointer} ${problem.message}`)
+  const { rows } = await db.execute<{ created: boolean }>(sql`
+    insert into event_schemas (type, version, schema) values (${type}, ${version}, ${JSON.stringify(exact ?? value)}::jsonb)
+    on conflict (type, version) do update set schema = excluded.schema, updated_at = clock_timestamp()
+    returning xmax = 0 as created`)
+  return rows[0]!.created
+}
+
+/**
+ * `<type>/<version>.json` holds a schema, `<type>/mode` one of strict, warn and off.
+ * @throws MillraceError `invalid_config` that names the file
+ */
+async function loadFolder(registry: SchemaRegistry, folder: string): Promise<void> {
+  for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
+    if (!entry.isFile()) continue
+    const file = join(entry.parentPath, entry.name)
+    const type = entry.parentPath.slice(folder.length).replace(/^\/+/, '')
+    const version = /^([1-9]\d{0,8})\.json$/.exec(entry.name)?.[1]
+    try {
+      if (entry.name === 'mode') await registry.setMode(type, modeOf(readFileSync(file, 'utf8').trim()))
+      else if (version !== undefined)
+        await registry.put(type, Number(version), parseJson(decodeText(readFileSync(file))))
+    } catch (error) {
+      throw new MillraceError('invalid_config', `SCHEMA_DIR: ${file}: ${describe(error)}`, { cause: error })
+    }
+  }
+}
+
+function modeOf(text: string): Mode {
+  if (text === 'strict' || text === 'warn' || text === 'off') return text
+  throw new MillraceError('invalid_config', 'the mode is strict, warn or off')
+}
