@@ -4,7 +4,6 @@
  * or worker id. The pipeline calls one function per thing that happened; docs/operations.md says what each metric tells.
  */
 
-import type { ObservableGauge } from '@opentelemetry/api'
 import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
 import { type IMetricReader, MeterProvider, PeriodicExportingMetricReader } from '@opentelemetry/sdk-metrics'
 import type { QueueState } from '../broker/queue.ts'
@@ -115,16 +114,25 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
       const target = gauge('batch_target_events', 'Events the next batch may hold')
       const linger = gauge('batch_linger_seconds', 'How long the next batch may gather', 's')
       const workers = gauge('workers', 'Pull workers of this process by state')
-      const gauges: ObservableGauge[] = [target, linger, workers]
-      meter.addBatchObservableCallback((result) => {
-        const { batchSize, lingerMs, workers: reports } = read()
-        if (reports.every((report) => report.state === 'ended')) return
-        result.observe(target, batchSize)
-        result.observe(linger, lingerMs / 1_000)
-        const counts = { pulling: 0, holding: 0, draining: 0, dead: 0, ended: 0, stuck: 0 }
-        for (const report of reports) counts[report.stuck ? 'stuck' : report.state]++
-        for (const [state, count] of Object.entries(counts)) result.observe(workers, count, { state })
-      }, gauges)
+      const restarts = meter.createObservableCounter('millrace_worker_restarts', {
+        description: 'Workers that died and were started again',
+      })
+      meter.addBatchObservableCallback(
+        (result) => {
+          const { batchSize, lingerMs, workers: reports } = read()
+          if (reports.every((report) => report.state === 'ended')) return
+          result.observe(target, batchSize)
+          result.observe(linger, lingerMs / 1_000)
+          result.observe(
+            restarts,
+            reports.reduce((sum, report) => sum + report.restarts, 0),
+          )
+          const counts = { pulling: 0, holding: 0, draining: 0, dead: 0, ended: 0, stuck: 0 }
+          for (const report of reports) counts[report.stuck ? 'stuck' : report.state]++
+          for (const [state, count] of Object.entries(counts)) result.observe(workers, count, { state })
+        },
+        [target, linger, workers, restarts],
+      )
     },
 
     /** All of it in the Prometheus text format. */
