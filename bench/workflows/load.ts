@@ -14,7 +14,7 @@ export type Command =
 
 export type LoadResult = { done: number; elapsedMs: number; latenciesMs: number[] }
 export type LongResult = { elapsedMs: number; marks: number[] }
-type SleepersResult = { startedMs: number }
+export type SleepersResult = { startedMs: number }
 
 type Starter = {
   /** Starts the three-step workflow under this id and waits for its result. */

@@ -15,14 +15,23 @@ import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { startPostgres } from '../../src/embedded/postgres.ts'
-import { type Contestant, type Servers, startDbos, startRestateContestant } from './contestants/contestants.ts'
+import {
+  type Contestant,
+  type Servers,
+  startDbos,
+  startMillrace,
+  startMillraceInOne,
+  startRestateContestant,
+} from './contestants/contestants.ts'
 import type { LoadResult, LongResult } from './load.ts'
 import { cpuSeconds } from './processes.ts'
 import { type Cell, type LongRun, type Report, type RowCount, writeReport } from './report.ts'
+import { measureSleepers } from './sleepers.ts'
 
 const SECONDS = Number(process.env.BENCH_SECONDS ?? 4)
 const ROUNDS = 3
 const CONCURRENCIES = [1, 64, 256, 1_024]
+const SLEEPERS = SECONDS < 2 ? 10_000 : 100_000
 const LONG_STEPS = SECONDS < 2 ? 2_000 : 10_000
 
 const cpuOf = ({ pids }: Contestant) => Object.entries(pids).map(([kind, pid]) => [kind, cpuSeconds(pid)] as const)
@@ -87,7 +96,8 @@ const postgres = await startPostgres(join(dir, 'pg'))
 const servers: Servers = { dir, postgres }
 const contestants: Contestant[] = []
 try {
-  for (const start of [startDbos, startRestateContestant]) contestants.push(await start(servers))
+  for (const start of [startMillrace, startMillraceInOne, startDbos, startRestateContestant])
+    contestants.push(await start(servers))
   const cells = await measureAll(contestants)
   const report: Report = {
     at: new Date().toISOString(),
@@ -97,6 +107,7 @@ try {
     cells,
     rows: await countAll(contestants, cells),
     long: await measureLong(contestants),
+    sleepers: await measureSleepers(contestants[0]!, postgres.url, SLEEPERS),
   }
   writeReport(report)
 } finally {

@@ -66,3 +66,8 @@ export function cpuSeconds(pid: number): number {
   for (const [child, parent] of parentOf) if (parent === pid) ticks += ticksOf.get(child) ?? 0
   return ticks / ticksPerSecond
 }
+
+export function residentMiB(pid: number): number {
+  const kib = /^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
+  return Number(kib) / 1024
+}

@@ -4,6 +4,7 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { availableParallelism, cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import type { LoadResult } from './load.ts'
+import type { Sleepers } from './sleepers.ts'
 
 /** One contestant, one concurrency, one round. `cpuMs` is per workflow, by kind of process. */
 export type Cell = LoadResult & {
@@ -22,7 +23,10 @@ export type Report = {
   cells: Cell[]
   rows: RowCount[]
   long: LongRun[]
+  sleepers: Sleepers
 }
+
+type Ratio = { contestant: string; concurrency: number; ratio: number }
 
 type Line = {
   contestant: string
@@ -33,7 +37,7 @@ type Line = {
   cpuMs: Record<string, number>
 }
 
-const HERO = 'Millrace'
+const isOurs = (contestant: string) => contestant.startsWith('Millrace')
 
 const percentile = (sorted: number[], share: number) =>
   sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN
@@ -66,19 +70,22 @@ function linesOf(cells: Cell[]): Line[] {
   })
 }
 
-/** Millrace's rate over the faster peer's, each round by itself, then the median. */
-function ratioToFasterPeer(cells: Cell[], concurrency: number): number {
-  const rounds = Map.groupBy(
-    cells.filter((cell) => cell.concurrency === concurrency && cell.round >= 0),
-    ({ round }) => round,
+/** A way of running Millrace over the faster peer, round by round, then the median round. */
+function ratiosToFasterPeer(cells: Cell[]): Ratio[] {
+  const groups = Map.groupBy(
+    cells.filter(({ contestant, round }) => round >= 0 && isOurs(contestant)),
+    ({ concurrency, contestant }) => `${concurrency} ${contestant}`,
   )
-  return median(
-    [...rounds.values()].map((round) => {
-      const rate = (hero: boolean) =>
-        Math.max(...round.filter(({ contestant }) => (contestant === HERO) === hero).map(perSecond))
-      return rate(true) / rate(false)
-    }),
-  )
+  return [...groups.values()].map((ours) => {
+    const { contestant, concurrency } = ours[0]!
+    const rounds = ours.map((cell) => {
+      const peers = cells.filter(
+        (other) => other.concurrency === concurrency && other.round === cell.round && !isOurs(other.contestant),
+      )
+      return perSecond(cell) / Math.max(...peers.map(perSecond))
+    })
+    return { contestant, concurrency, ratio: median(rounds) }
+  })
 }
 
 function table(rows: string[][]): string {
@@ -90,30 +97,27 @@ function table(rows: string[][]): string {
 
 export function writeReport(report: Report): void {
   const lines = linesOf(report.cells)
-  const concurrencies = [...new Set(lines.map(({ concurrency }) => concurrency))]
   const kinds = [...new Set(lines.flatMap(({ cpuMs }) => Object.keys(cpuMs)))]
-  const ratios = report.contestants.some(({ name }) => name === HERO)
-    ? concurrencies.map((concurrency) => ({ concurrency, ratio: ratioToFasterPeer(report.cells, concurrency) }))
-    : []
+  const ratios = ratiosToFasterPeer(report.cells)
   const machine = `${availableParallelism()} cores of ${cpus()[0]?.model}, Node ${process.version}`
 
   console.log(`\nThree-step workflow, ${report.rounds} rounds of ${report.seconds} s each, ${machine}`)
   for (const { name, says } of report.contestants) console.log(`  ${name}: ${says}`)
   console.log(
     `\n${table([
-      ['contestant', 'concurrency', 'workflows/s', 'p50 ms', 'p99 ms', ...kinds.map((kind) => `${kind} CPU ms`)],
+      ['contestant', 'concurrency', 'workflows/s', 'p50 ms', 'p99 ms', ...kinds.map((kind) => `${kind} CPU us`)],
       ...lines.map((line) => [
         line.contestant,
         String(line.concurrency),
         line.perSecond.toFixed(0),
         line.p50Ms.toFixed(1),
         line.p99Ms.toFixed(1),
-        ...kinds.map((kind) => line.cpuMs[kind]?.toFixed(2) ?? '-'),
+        ...kinds.map((kind) => (kind in line.cpuMs ? (line.cpuMs[kind]! * 1_000).toFixed(0) : '-')),
       ]),
     ])}`,
   )
-  for (const { concurrency, ratio } of ratios)
-    console.log(`${HERO} at ${concurrency}: ${ratio.toFixed(1)} times the faster peer`)
+  for (const { contestant, concurrency, ratio } of ratios)
+    console.log(`${contestant} at ${concurrency}: ${ratio.toFixed(1)} times the faster peer`)
   for (const { contestant, runs, steps } of report.rows)
     console.log(`${contestant}: ${runs} workflows and ${steps} steps found in its tables, every result checked`)
   for (const { contestant, steps, elapsedMs, perThousandMs } of report.long)
@@ -121,9 +125,26 @@ export function writeReport(report: Report): void {
       `${contestant}: one run of ${steps} steps in ${(elapsedMs / 1_000).toFixed(1)} s; each thousand took ${perThousandMs.join(', ')} ms`,
     )
 
+  printSleepers(report.sleepers)
+
   const folder = fileURLToPath(new URL('../reports/', import.meta.url))
   mkdirSync(folder, { recursive: true })
   const cells = report.cells.map(({ latenciesMs, ...cell }) => ({ ...cell, samples: latenciesMs.length }))
   writeFileSync(`${folder}workflows.json`, `${JSON.stringify({ ...report, machine, lines, ratios, cells }, null, 2)}\n`)
   console.log(`\nWritten to bench/reports/workflows.json`)
+}
+
+function printSleepers({ count, startedMs, idleCpu, sleepingCpu, workerMiB, lateMs }: Sleepers): void {
+  const cores = (cpu: Record<string, number>) =>
+    Object.entries(cpu)
+      .map(([kind, seconds]) => `${kind} ${(seconds * 100).toFixed(1)}%`)
+      .join(', ')
+  console.log(`${count} sleeping runs, started in ${(startedMs / 1_000).toFixed(1)} s:`)
+  console.log(`  CPU of one core without them: ${cores(idleCpu)}; with them: ${cores(sleepingCpu)}`)
+  console.log(
+    `  worker's memory ${workerMiB.before.toFixed(0)} MiB before, ${workerMiB.sleeping.toFixed(0)} MiB while they sleep`,
+  )
+  console.log(
+    `  woke late by ${lateMs.p50.toFixed(0)} ms p50, ${lateMs.p99.toFixed(0)} ms p99, ${lateMs.max.toFixed(0)} ms at most`,
+  )
 }

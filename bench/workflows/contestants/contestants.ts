@@ -2,6 +2,8 @@
 
 import { join } from 'node:path'
 import pg from 'pg'
+import { migrateDatabase } from '../../../src/db/migrate.ts'
+import { startNats } from '../../../src/embedded/nats.ts'
 import { freePort } from '../../../src/embedded/port.ts'
 import type { EmbeddedServer } from '../../../src/embedded/postgres.ts'
 import { type Child, startChild } from '../processes.ts'
@@ -22,6 +24,65 @@ export type Contestant = {
 export type Servers = { dir: string; postgres: EmbeddedServer }
 
 const file = (name: string) => new URL(name, import.meta.url)
+
+const MILLRACE_COUNT = `
+  select (select count(*) from workflow_runs where name = 'fulfil' and status = 'completed') as runs,
+         (select count(*) from workflow_steps join workflow_runs using (run_id)
+          where workflow_runs.name = 'fulfil') as steps`
+
+/** A starter process and a worker process, as Restate has them. */
+export async function startMillrace({ dir, postgres }: Servers): Promise<Contestant> {
+  await migrateDatabase(postgres.url)
+  const nats = await startNats(join(dir, 'nats'))
+  const env = { DATABASE_URL: postgres.url, NATS_URL: nats.url }
+  const worker = await startChild(file('millrace.ts'), { ...env, MILLRACE_MODE: 'worker' })
+  const starter = await startChild(file('millrace.ts'), { ...env, MILLRACE_MODE: 'starter' })
+  return {
+    name: 'Millrace',
+    says: 'this checkout, starter and worker apart',
+    starter,
+    pids: { starter: starter.pid, worker: worker.pid, postgres: postgres.process.pid!, server: nats.process.pid! },
+    count: () => countRows(postgres.url, MILLRACE_COUNT),
+    stop: async () => {
+      await starter.stop()
+      await worker.stop()
+      await nats.stop()
+    },
+  }
+}
+
+/** Starting and running in one process, as DBOS does. A database and a nats-server of its own keep the two apart. */
+export async function startMillraceInOne({ dir, postgres }: Servers): Promise<Contestant> {
+  const url = await createDatabase(postgres.url, 'millrace_in_one')
+  await migrateDatabase(url)
+  const nats = await startNats(join(dir, 'nats-in-one'))
+  const starter = await startChild(file('millrace.ts'), {
+    DATABASE_URL: url,
+    NATS_URL: nats.url,
+    MILLRACE_MODE: 'both',
+  })
+  return {
+    name: 'Millrace in one process',
+    says: 'this checkout, started in the process that runs it',
+    starter,
+    pids: { worker: starter.pid, postgres: postgres.process.pid!, server: nats.process.pid! },
+    count: () => countRows(url, MILLRACE_COUNT),
+    stop: async () => {
+      await starter.stop()
+      await nats.stop()
+    },
+  }
+}
+
+async function createDatabase(adminUrl: string, name: 'millrace_in_one'): Promise<string> {
+  const client = new pg.Client({ connectionString: adminUrl })
+  await client.connect()
+  await client.query(`create database ${name}`)
+  await client.end()
+  const url = new URL(adminUrl)
+  url.pathname = `/${name}`
+  return url.href
+}
 
 /** More changed nothing when tried: on two cores Postgres is what it waits for. */
 const DBOS_POOL_SIZE = 20
