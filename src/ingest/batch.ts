@@ -1,5 +1,6 @@
 /** Assembles the batches of one process: workers take turns, and whoever has the turn closes the next batch. */
 
+import { nowMs } from '../clock.ts'
 import type { Config } from '../config.ts'
 import type { Pool } from '../telemetry/pool.ts'
 import { decode, type ReceivedEvent } from './event.ts'
@@ -60,7 +61,7 @@ export function createAssembler({ pull, pool }: { pull: Pull; pool: Pick<Pool, '
     gapMs = now - closedAt
     closedAt = now
     inserting++
-    return { events, fillMs: now - startedAt, closedMs: Date.now() }
+    return { events, fillMs: now - startedAt, closedMs: nowMs() }
   }
 
   function inserted(size: number, insertMs: number): void {

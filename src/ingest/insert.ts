@@ -6,6 +6,7 @@
 import { sql } from 'drizzle-orm'
 import { PgDialect } from 'drizzle-orm/pg-core'
 import { uuidv7 } from 'uuidv7'
+import { nowMs } from '../clock.ts'
 import { type Database, inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
 import { type ReceivedEvent, traceIdOf } from './event.ts'
 
@@ -102,7 +103,7 @@ export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Pr
     for (const { event, first } of repeats)
       if (outcomes.get(first)!.kind !== 'poison') outcomes.set(event.seq, { kind: 'duplicate' })
   }
-  const ended = { batchId, insertMs: performance.now() - startedAt, endedMs: Date.now() }
+  const ended = { batchId, insertMs: performance.now() - startedAt, endedMs: nowMs() }
   return failure === undefined ? { kind: 'settled', ...ended, outcomes } : { kind: 'postponed', ...ended, ...failure }
 }
 

@@ -6,6 +6,7 @@
  * A part that fails marks its own events as failed, and the request ends there: what was accepted stays accepted.
  */
 
+import { nowMs } from '../clock.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import { tooLarge } from '../http/body.ts'
@@ -42,7 +43,7 @@ export type IntakeDeps = ValidateDeps & { publisher: Publisher; telemetry: Telem
 
 /** @param commitReply  subject that hears of commits, for ?wait=committed; else empty */
 export const startIntake = (trace: RequestTrace, commitReply: string): Intake => ({
-  receivedMs: Date.now(),
+  receivedMs: nowMs(),
   trace,
   commitReply,
   outcomes: [],

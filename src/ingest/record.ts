@@ -1,5 +1,6 @@
 /** What is told of a batch once JetStream has its answers: metrics, its row in `batches`, and its trace. */
 
+import { nowMs } from '../clock.ts'
 import { traceBatch } from '../telemetry/batch-trace.ts'
 import { PROCESS_NAME } from '../telemetry/resource.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
@@ -29,7 +30,7 @@ export function recordBatch(deps: RecordDeps, index: number, batch: Batch, outco
     closedMs: batch.closedMs,
     insertStartedMs: outcome.endedMs - outcome.insertMs,
     insertEndedMs: outcome.endedMs,
-    answeredMs: Date.now(),
+    answeredMs: nowMs(),
     statement: INSERT_TEXT,
     error: outcome.kind === 'settled' ? undefined : { code: outcome.sqlstate, message: outcome.error },
   })

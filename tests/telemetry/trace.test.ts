@@ -61,7 +61,8 @@ if (!jaegerIsBuilt()) {
     assert.is(process!.tags.get('millrace.outcome'), 'inserted')
     assert.is(process!.tags.get('millrace.delivery_count'), 1)
     const waits = ['queue_wait', 'batch_wait', 'insert'].map((name) => Number(process!.tags.get(`millrace.${name}_ms`)))
-    assert.ok(Math.abs(waits.reduce((sum, ms) => sum + ms, 0) - process!.durationUs / 1_000) < 0.1)
+    // The first is the difference of two processes' clocks.
+    assert.ok(Math.abs(waits.reduce((sum, ms) => sum + ms, 0) - process!.durationUs / 1_000) < 3)
 
     const [batchTrace] = process!.linkedTraceIds
     const batch = await spansOf(batchTrace!, (found) => found.length === 4)
