@@ -27,8 +27,8 @@ export async function ensureStream({ jsm }: Broker, config: Config): Promise<voi
     subjects: ['events.>'],
     storage: StorageType.File,
     num_replicas: config.NATS_REPLICAS,
-    // An event leaves the stream when it is acknowledged, and never before: no age, and a full stream refuses.
-    retention: RetentionPolicy.Workqueue,
+    // An event leaves the stream only after it is acknowledged (ingest/trim.ts): no age, and a full stream refuses.
+    retention: RetentionPolicy.Limits,
     discard: DiscardPolicy.New,
     max_bytes: config.STREAM_BYTES_MAX,
     max_age: 0,

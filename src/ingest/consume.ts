@@ -23,6 +23,7 @@ import type { Log } from './log.ts'
 import { openPull } from './pull.ts'
 import { type RecordDeps, recordBatch } from './record.ts'
 import { createRefusalDesk, type RefusalDesk, type Refused } from './refusals.ts'
+import { trimStream } from './trim.ts'
 
 export type ConsumeDeps = InsertDeps & { broker: Broker; jobs: PgBoss; log: Log; telemetry: Telemetry }
 type WorkDeps = ConsumeDeps & RecordDeps & { refusals: RefusalDesk }
@@ -54,11 +55,12 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
   }
   signal.addEventListener('abort', stop, { once: true })
   if (signal.aborted) stop()
-  await Promise.all(
-    Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
+  await Promise.all([
+    trimStream(deps, signal),
+    ...Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
       keepWorking({ ...deps, batchLog, refusals }, config, assembler, index, signal),
     ),
-  )
+  ])
   await pull.close()
   refusals.close()
   await batchLog.close()
