@@ -40,7 +40,7 @@ await Promise.all(
     while (performance.now() < until) {
       const outcome = await insertBatch({ db }, batch())
       if (outcome.kind !== 'settled') throw new Error(outcome.error)
-      committed += outcome.inserted
+      for (const { kind } of outcome.outcomes.values()) if (kind === 'inserted') committed++
     }
   }),
 )

@@ -8,6 +8,7 @@ import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import pg from 'pg'
+import pino from 'pino'
 import { connectBroker } from '../src/broker/connect.ts'
 import { CONSUMER, ensureStream, STREAM } from '../src/broker/streams.ts'
 import { loadConfig } from '../src/config.ts'
@@ -15,6 +16,7 @@ import { migrateDatabase } from '../src/db/migrate.ts'
 import { startNats } from '../src/embedded/nats.ts'
 import { startPostgres } from '../src/embedded/postgres.ts'
 import { createPublisher } from '../src/ingest/publish.ts'
+import { startTelemetry } from '../src/telemetry/telemetry.ts'
 import type { LoadResult } from './load.ts'
 import { line, type Meter, meter, runNode, startNode, stopNode } from './processes.ts'
 import { sampleEvent } from './sample.ts'
@@ -33,6 +35,8 @@ const config = loadConfig({ ...process.env, ...env })
 await migrateDatabase(config.DATABASE_URL)
 const broker = await connectBroker(config, 'bench')
 await ensureStream(broker, config)
+const log = pino({ level: 'warn' })
+const telemetry = await startTelemetry({ log }, config, 'millrace-bench')
 const db = new pg.Client({ connectionString: postgres.url })
 await db.connect()
 
@@ -49,7 +53,12 @@ const count = async () => Number((await db.query('select count(*) from events'))
 
 /** Waits until the consumer has nothing left, then until the batch lines are written. */
 async function settled(events: number): Promise<void> {
+  const deadline = Date.now() + 300_000
+  const inTime = () => {
+    if (Date.now() > deadline) throw new Error('the workers did not settle within 5 minutes')
+  }
   for (;;) {
+    inTime()
     const info = await broker.jsm.consumers.info(STREAM, CONSUMER)
     if (info.num_pending === 0 && info.num_ack_pending === 0) break
     await pause(50)
@@ -57,6 +66,7 @@ async function settled(events: number): Promise<void> {
   const stored = await count()
   if (stored !== events) throw new Error(`${events} events were accepted, ${stored} are stored`)
   for (;;) {
+    inTime()
     const { rows } = await db.query('select coalesce(sum(inserted), 0)::int as n from batches')
     if (rows[0].n === events) return
     await pause(50)
@@ -138,7 +148,7 @@ async function startWorker() {
 /** Fills the stream with the workers stopped, then measures how fast a fresh worker empties it. */
 async function drain(): Promise<Case> {
   await clear()
-  const publisher = createPublisher({ broker }, config)
+  const publisher = createPublisher({ broker, telemetry }, config)
   const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00'
   for (let n = 0; n < backlog; n += 10_000)
     await Promise.all(
@@ -227,5 +237,6 @@ try {
 } finally {
   await db.end()
   await broker.close()
+  await telemetry.stop()
   await Promise.all([postgres.stop(), nats.stop()])
 }
