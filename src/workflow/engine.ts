@@ -16,14 +16,15 @@ import { MillraceError } from '../errors.ts'
 import { claimRuns, nextDueMs } from './claim.ts'
 import { createClock, synchronise } from './clock.ts'
 import { codeOf, type Workflow } from './define.ts'
+import { openHandover } from './handover.ts'
 import { openJournal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
 import { endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
 import { dropRun, type LiveRun, type RunEnd, type Runner } from './live.ts'
-import { createResults, type Results } from './results.ts'
+import { createResults, type Ending, type Results } from './results.ts'
 import { beginRun } from './run.ts'
 import { openSessions } from './session.ts'
-import { insertRun } from './start.ts'
+import { exists, insertRun } from './start.ts'
 import { onQueued, onWoken, publishEnded, publishWakes } from './wakes.ts'
 
 /** @property broker  null: everything works, only slower to notice (SWEEP_MS) */
@@ -92,6 +93,8 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   let dueTimer: NodeJS.Timeout | undefined
   let dueAt = Number.POSITIVE_INFINITY
   let endedElsewhere: string[] = []
+  /** Which process handed a run over to this one. */
+  const starters = new WeakMap<LiveRun, string>()
 
   /** Wakes this process when a run is due, if that is sooner than what it already waits for. */
   const armDue = (at: number) => {
@@ -108,13 +111,16 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   }
 
   const ended = (run: LiveRun, end: RunEnd) => {
-    results.settle(run.row.runId, {
+    const ending: Ending = {
       name: run.row.name,
       status: end.kind,
       output: end.kind === 'completed' ? end.output : null,
       error: 'error' in end ? end.error : null,
-    })
-    // Started here and ended here without a break: whoever waits is here too, or will look.
+    }
+    results.settle(run.row.runId, ending)
+    // Started here and ended here without a break: whoever waits is here or at its starter, or will look.
+    const starter = starters.get(run)
+    if (starter !== undefined) handover.sendEnd(starter, run.row.runId, ending)
     if (run.row.epoch === 1 && run.startedHere) return
     if (endedElsewhere.length === 0)
       setImmediate(() => {
@@ -184,18 +190,13 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
       })
   }
 
-  const begin = async (row: StartRow): Promise<boolean> => {
-    const workflow = codes.get(codeOf(row))
-    const here =
-      workflow !== undefined &&
-      !stopping &&
-      row.status === 'queued' &&
-      queues.includes(row.queue) &&
-      live.size < runsMax
-    if (here) row.status = 'running'
+  /** Inserts a run, and begins it at once if there is room for it here. */
+  const beginHere = async (row: StartRow, starter?: string): Promise<boolean> => {
+    const workflow = runnable(row)
+    if (workflow !== undefined) row.status = 'running'
     const createdAt = clock.now()
     if (!(await insertRun(journal, row))) return false
-    if (here) {
+    if (workflow !== undefined) {
       const run = beginRun(
         runner,
         {
@@ -215,10 +216,24 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
         [],
       )
       run.startedHere = true
+      if (starter !== undefined) starters.set(run, starter)
     } else if (row.status === 'queued') publishWakes(broker, { queues: [row.queue], runs: [] })
     else armDue(createdAt + row.delayMs!)
     return true
   }
+  const runnable = (row: StartRow): Workflow | undefined =>
+    !stopping && row.status === 'queued' && queues.includes(row.queue) && live.size < runsMax
+      ? codes.get(codeOf(row))
+      : undefined
+
+  const begin = async (row: StartRow): Promise<boolean> => {
+    if (row.status !== 'queued' || runnable(row) !== undefined) return beginHere(row)
+    const answer = await handover.offer(row)
+    if (answer === 'begun' || answer === 'stands') return answer === 'begun'
+    // A worker may have inserted it without saying so.
+    return (await beginHere(row)) || (await exists(pool, row.runId))
+  }
+  const handover = openHandover(broker, worker ?? uuidv7(), worker === null ? [] : queues, beginHere, results.settle)
 
   const timers: NodeJS.Timeout[] = []
   const unsubscribe: (() => void)[] = []
@@ -244,6 +259,7 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
       for (const timer of timers) clearInterval(timer)
       clearTimeout(dueTimer)
       for (const end of unsubscribe) end()
+      handover.close()
       await claiming
       await beating
       for (const run of live.values()) dropRun(run, new MillraceError('unavailable', 'This worker is stopping'))

@@ -7,7 +7,7 @@ import { decode, decodeError } from './values.ts'
 import { onEnded } from './wakes.ts'
 
 /** How a run ended, as the database has it. */
-type Ending = { status: string; output: string | null; error: string | null; name: string }
+export type Ending = { status: string; output: string | null; error: string | null; name: string }
 
 export type Results = {
   /** Resolves when the run has ended, however long that takes. */

@@ -1,5 +1,6 @@
 /** How runs begin: by a caller (group-committed), or by an event, in the transaction that inserts it. */
 
+import type pg from 'pg'
 import { uuidv7 } from 'uuidv7'
 import { MillraceError } from '../errors.ts'
 import type { Workflow } from './define.ts'
@@ -78,4 +79,9 @@ export function insertRun(journal: Journal, row: StartRow): Promise<boolean> {
       },
     })
   })
+}
+
+export async function exists(pool: pg.Pool, runId: string): Promise<boolean> {
+  const { rowCount } = await pool.query('select from workflow_runs where run_id = $1', [runId])
+  return rowCount === 1
 }
