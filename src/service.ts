@@ -1,0 +1,110 @@
+/** The processes of Millrace: what `millrace api`, `worker` and `dev` start, and end in good order. */
+
+import { join } from 'node:path'
+import pino from 'pino'
+import { connectBroker } from './broker/connect.ts'
+import { ensureStream } from './broker/streams.ts'
+import type { Config } from './config.ts'
+import { connectDatabase } from './db/connect.ts'
+import { startJobs } from './db/jobs.ts'
+import { migrateDatabase } from './db/migrate.ts'
+import { startNats } from './embedded/nats.ts'
+import { startPostgres } from './embedded/postgres.ts'
+import { startApi, startWorkerServer } from './ingest/api.ts'
+import { consume } from './ingest/consume.ts'
+import { createPublisher } from './ingest/publish.ts'
+import { withLocalJaeger } from './telemetry/jaeger.ts'
+import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
+
+/** Serves the HTTP API until the signal. */
+export async function serveApi(config: Config, signal: AbortSignal): Promise<void> {
+  await migrateDatabase(config.DATABASE_URL)
+  await observed('api', config, (telemetry) => runApi(config, telemetry, signal))
+}
+
+/** Runs the pull workers until the signal, then finishes what is in hand. */
+export async function serveWorker(config: Config, signal: AbortSignal): Promise<void> {
+  await migrateDatabase(config.DATABASE_URL)
+  await observed('worker', config, (telemetry) => runWorker(config, telemetry, config.WORKER_PORT, signal))
+}
+
+/**
+ * The whole service in one process over embedded servers.
+ * @param folder  where Postgres and nats-server keep their data
+ */
+export async function serveDev(given: Config, folder: string, signal: AbortSignal): Promise<void> {
+  const [postgres, nats] = await Promise.all([
+    startPostgres(join(folder, 'postgres'), { detached: true }),
+    startNats(join(folder, 'nats'), { detached: true }),
+  ])
+  const config = await withLocalJaeger({ ...given, DATABASE_URL: postgres.url, NATS_URL: nats.url })
+  await migrateDatabase(config.DATABASE_URL)
+  await observed('dev', config, (telemetry) =>
+    Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, undefined, signal)]),
+  )
+  await Promise.all([nats.stop(), postgres.stop()])
+}
+
+const aborted = (signal: AbortSignal) =>
+  signal.aborted
+    ? Promise.resolve()
+    : new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
+
+async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
+  const log = pino({ level: config.LOG_LEVEL, name: 'api' })
+  const database = connectDatabase(config, (error) =>
+    log.warn({ error: error.message }, 'lost a connection to Postgres'),
+  )
+  const broker = await connectBroker(config, 'api')
+  await ensureStream(broker, config)
+  const publisher = createPublisher({ broker, telemetry }, config)
+  const server = await startApi({ db: database.db, broker, publisher, log, telemetry }, config)
+  log.info({ port: server.port }, 'listening')
+  await aborted(signal)
+  await server.close()
+  await publisher.drain()
+  await broker.close()
+  await database.close()
+}
+
+/** @param port  of its own server; undefined in a process whose API serves the same */
+async function runWorker(
+  config: Config,
+  telemetry: Telemetry,
+  port: number | undefined,
+  signal: AbortSignal,
+): Promise<void> {
+  const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
+  const database = connectDatabase(config, (error) =>
+    log.warn({ error: error.message }, 'lost a connection to Postgres'),
+  )
+  const broker = await connectBroker(config, 'worker')
+  await ensureStream(broker, config)
+  const jobs = await startJobs(config.DATABASE_URL, {
+    maintain: true,
+    onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
+  })
+  const deps = { db: database.db, broker, jobs, log, telemetry }
+  const server = port === undefined ? undefined : await startWorkerServer(deps, { HOST: config.HOST, PORT: port })
+  log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port }, 'pulling')
+  await consume(deps, config, signal)
+  await server?.close()
+  await jobs.stop()
+  await broker.close()
+  await database.close()
+}
+
+/** Runs what a process does under its telemetry. */
+async function observed(
+  name: 'api' | 'worker' | 'dev',
+  config: Config,
+  run: (telemetry: Telemetry) => Promise<unknown>,
+): Promise<void> {
+  const log = pino({ level: config.LOG_LEVEL, name })
+  const telemetry = await startTelemetry({ log }, config, `millrace-${name}`)
+  try {
+    await run(telemetry)
+  } finally {
+    await telemetry.stop()
+  }
+}
