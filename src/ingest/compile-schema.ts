@@ -41,9 +41,10 @@ const draft07 = new Ajv(options)
 addFormats.default(draft2020)
 addFormats.default(draft07)
 
-function linearPattern(pattern: string): { test: (text: string) => boolean } {
+/** Ajv keeps patterns apart by their `toString`. */
+function linearPattern(pattern: string): { test: (text: string) => boolean; toString: () => string } {
   const compiled = RE2JS.compile(pattern)
-  return { test: (text) => compiled.matcher(text).find() }
+  return { test: (text) => compiled.test(text), toString: () => pattern }
 }
 
 /**
