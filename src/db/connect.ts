@@ -65,3 +65,16 @@ export function sqlStateOf(thrown: unknown): string | undefined {
   while (error instanceof Error && !(error instanceof pg.DatabaseError)) error = error.cause
   return error instanceof pg.DatabaseError ? error.code : undefined
 }
+
+/** Whether Postgres is away or cannot serve now, and the same statement may do later. */
+export function isOutage(thrown: unknown): boolean {
+  const sqlState = sqlStateOf(thrown)
+  if (sqlState !== undefined) return /^(08|53|57)/.test(sqlState)
+  for (let error = thrown; error instanceof Error; error = error.cause) {
+    // The driver has no class or code for these.
+    if (/timeout exceeded when trying to connect|Connection terminated|Query read timeout/.test(error.message))
+      return true
+    if ('syscall' in error && error.syscall === 'connect') return true
+  }
+  return false
+}

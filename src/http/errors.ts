@@ -1,6 +1,7 @@
 /** The HTTP edge: the one place where an error of a request becomes an answer. */
 
 import type { Middleware } from 'koa'
+import { isOutage } from '../db/connect.ts'
 import { describe, type ErrorCode, MillraceError } from '../errors.ts'
 
 const STATUS: Partial<Record<ErrorCode, number>> = {
@@ -47,7 +48,10 @@ export function answerErrors({ log }: { log: { error: (facts: object, message: s
         ctx.body = { error: 'method_not_allowed', message: `${ctx.path} takes ${ctx.response.get('Allow')}` }
         ctx.status = 405
       }
-    } catch (error) {
+    } catch (thrown) {
+      const error = isOutage(thrown)
+        ? new MillraceError('unavailable', 'Postgres is away or too busy; retry later', { cause: thrown })
+        : thrown
       ctx.status = statusOf(error)
       if (ctx.status === 500) log.error({ error: describe(error), method: ctx.method, path: ctx.path }, 'failed')
       ctx.set(errorHeaders(error))

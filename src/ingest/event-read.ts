@@ -5,7 +5,7 @@
 
 import { Router } from '@koa/router'
 import { sql } from 'drizzle-orm'
-import type { Database } from '../db/connect.ts'
+import { type Database, inTransaction, sqlStateOf } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
 import { describeParameters, describeResponses, parameterReader, type Routes } from '../http/routes.ts'
 import type { TracedState } from '../telemetry/http.ts'
@@ -116,12 +116,12 @@ async function listEvents(db: Database, query: ListQuery): Promise<Row[]> {
             where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq) < (${after}))
             order by published_at desc, stream_seq desc limit ${limit}`
   try {
-    return await db.transaction(async (tx) => {
+    return await inTransaction(db, async (tx) => {
       await tx.execute(sql`select set_config('statement_timeout', ${String(READ_MS_MAX)}, true)`)
       return (await tx.execute<Row>(page)).rows
     })
   } catch (error) {
-    if ((error as { cause?: { code?: string } }).cause?.code !== QUERY_CANCELED) throw error
+    if (sqlStateOf(error) !== QUERY_CANCELED) throw error
     throw new MillraceError('overloaded', `The search took longer than ${READ_MS_MAX} ms; narrow it by from and to`, {
       cause: error,
     })

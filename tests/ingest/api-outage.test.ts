@@ -77,6 +77,8 @@ test('NATS killed and started again under requests: 503 meanwhile, and what was 
 })
 
 test('a JetStream that stops answering costs a 503 that says which events are not known to be stored', async () => {
+  // The workers have caught up with the test before.
+  await until(async () => (await post([{ id: 'warm', source: 's', type: 't' }])).status === 202)
   process.kill(nats.process.pid!, 'SIGSTOP')
   const { status, body } = await post([{ id: 'frozen', source: 's', type: 't' }])
   process.kill(nats.process.pid!, 'SIGCONT')
