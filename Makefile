@@ -58,6 +58,7 @@ dev: install ## the whole service on :8080 with embedded servers
 
 bench: install ## throughput and latency beside the direct limit and a naive peer
 	$(NODE) bench/ingest.ts
+	$(NODE) bench/tracing.ts
 
 # The peers are no dependencies of the product: they have a package.json and a lock file of their own.
 bench/workflows/node_modules/.installed: bench/workflows/package-lock.json
