@@ -6,6 +6,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { createWriteStream } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as pause } from 'node:timers/promises'
@@ -53,19 +54,19 @@ function makeEvent(n: number): DemoEvent {
 }
 
 /** Starts `millrace api` or `millrace worker` from source and waits for its first word. */
-async function start(command: string, env: Record<string, string>): Promise<{ child: ChildProcess; port: number }> {
+function start(command: string, env: Record<string, string>): Promise<{ child: ChildProcess; port: number }> {
   const child = spawn(process.execPath, ['src/cli.ts', command], {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
-  for await (const line of createInterface({ input: child.stdout! })) {
-    const port = /"port":(\d+)/.exec(line)?.[1]
-    if (port !== undefined) {
-      child.stdout!.resume()
-      return { child, port: Number(port) }
-    }
-  }
-  throw new Error(`millrace ${command} ended before it listened`)
+  child.stdout!.pipe(createWriteStream(join(folder, `${command}.log`)))
+  return new Promise((resolve, reject) => {
+    createInterface({ input: child.stdout! }).on('line', (line) => {
+      const port = /"port":(\d+)/.exec(line)?.[1]
+      if (port !== undefined) resolve({ child, port: Number(port) })
+    })
+    child.once('exit', () => reject(new Error(`millrace ${command} ended; see ${folder}/${command}.log`)))
+  })
 }
 
 async function post(
@@ -133,7 +134,14 @@ const children: ChildProcess[] = []
 const db = new pg.Client({ connectionString: postgres.url })
 let failed = true
 try {
-  const env = { DATABASE_URL: postgres.url, NATS_URL: nats.url, HOST: '127.0.0.1', PORT: '0', RETRY_DELAY_MS: '200' }
+  const env = {
+    DATABASE_URL: postgres.url,
+    NATS_URL: nats.url,
+    HOST: '127.0.0.1',
+    PORT: '0',
+    WORKER_PORT: '0',
+    RETRY_DELAY_MS: '200',
+  }
   await migrateDatabase(postgres.url)
   await db.connect()
   // The rule that makes some events poison: the API has no schema for orders yet, but the database knows better.
@@ -181,7 +189,7 @@ try {
   const patch = JSON.stringify([{ op: 'replace', path: '/data/total', value: 12 }])
   const replay = spawn(
     process.execPath,
-    ['src/cli.ts', 'dead-letters', 'replay', '--source', source, '--patch', patch, '--by', 'make demo', '--yes'],
+    ['src/cli.ts', 'dead-letters', 'replay', '--source', source, '--patch', patch, '--by', 'make demo'],
     { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'inherit'] },
   )
   const [code] = await once(replay, 'exit')
