@@ -3,7 +3,7 @@ SHELL := /bin/bash
 NODE := node_modules/.bin/node
 MILLRACE := $(NODE) src/cli.ts
 .DEFAULT_GOAL := help
-.PHONY: help install test test-faults check demo dev jaeger bench bench-workflows clean
+.PHONY: help install test test-faults check demo dev jaeger replay-dead-letters bench bench-workflows clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ demo: install ## 20,000 events through the whole pipeline, checked
 
 dev: install ## the whole service on :8080 with embedded servers
 	$(MILLRACE) dev
+
+replay-dead-letters: install ## publish every open dead letter again (ARGS='--type t --patch fix.json --dry-run' narrows, mends, rehearses)
+	$(MILLRACE) dead-letters replay $(or $(ARGS),--all)
 
 bench: install ## throughput and latency beside the direct limit and a naive peer
 	$(NODE) bench/ingest.ts

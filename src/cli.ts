@@ -3,6 +3,7 @@
 
 import { resolve } from 'node:path'
 import { Command } from 'commander'
+import { deadLettersCommand } from './commands/dead-letters.ts'
 import { loadConfig } from './config.ts'
 import { connectDatabase } from './db/connect.ts'
 import { describe } from './errors.ts'
@@ -48,6 +49,8 @@ program
       await database.close()
     }
   })
+
+program.addCommand(deadLettersCommand())
 
 program.parseAsync().catch((error) => {
   console.error(`millrace: ${describe(error)}`)

@@ -16,6 +16,8 @@ export type DeadLetter = {
   /** Empty where the message told none. */
   id: string
   source: string
+  /** Set where `id` and `source` are not exactly the event's, because Postgres cannot hold them. */
+  identityLost?: true
   type: string
   /** SQLSTATE, or `unreadable`. */
   code: string
@@ -51,9 +53,12 @@ export const deadLetterId = (event: Pick<ReceivedEvent, 'seq' | 'publishedMs'>):
 export function deadLetterOf({ event, code, error, attempt }: Refusal, traceparent: string): DeadLetter {
   const data = Buffer.from(event.message.data)
   const text = isUtf8(data) && !data.includes(0) ? data.toString() : undefined
+  const id = storable(event.id, IDENTITY_CHARS_MAX)
+  const source = storable(event.source, IDENTITY_CHARS_MAX)
   return {
-    id: storable(event.id, IDENTITY_CHARS_MAX),
-    source: storable(event.source, IDENTITY_CHARS_MAX),
+    id,
+    source,
+    ...(id === event.id && source === event.source ? {} : { identityLost: true as const }),
     type: storable(typeOf(event), TYPE_CHARS_MAX),
     code,
     error: storableError(error),

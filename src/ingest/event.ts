@@ -103,3 +103,6 @@ export function decode(message: Msg): ReceivedEvent {
 /** The 32 hexadecimal digits of a W3C traceparent, or null. */
 export const traceIdOf = (traceparent: string): string | null =>
   /^[0-9a-f]{2}-([0-9a-f]{32})-/.exec(traceparent)?.[1] ?? null
+
+/** What names an event for ever, as one text: no stored id or source holds U+001E (insert.ts). */
+export const identityOf = ({ source, id }: { source: string; id: string }): string => `${source}\x1e${id}`

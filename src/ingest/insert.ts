@@ -3,12 +3,12 @@
  * event is found by halving, so that the rest commits; an outage changes nothing.
  */
 
-import { sql } from 'drizzle-orm'
+import { sql, TransactionRollbackError } from 'drizzle-orm'
 import { PgDialect } from 'drizzle-orm/pg-core'
 import { uuidv7 } from 'uuidv7'
 import { nowMs } from '../clock.ts'
 import { type Database, inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
-import { type ReceivedEvent, traceIdOf } from './event.ts'
+import { identityOf, type OutgoingEvent, type ReceivedEvent, traceIdOf } from './event.ts'
 
 export type EventOutcome =
   | { kind: 'inserted' }
@@ -62,7 +62,9 @@ export const INSERT_TEXT = new PgDialect().sqlToQuery(insertStatement(columnsOf(
 
 type Columns = ReturnType<typeof columnsOf>
 
-function columnsOf(events: ReceivedEvent[], batchId: string) {
+type Row = Pick<ReceivedEvent, 'id' | 'source' | 'payload' | 'traceparent' | 'receivedMs' | 'publishedMs' | 'seq'>
+
+function columnsOf(events: Row[], batchId: string) {
   const list = (values: (string | number)[]) => `{${values.join(',')}}`
   return {
     batchId,
@@ -113,7 +115,7 @@ function splitRepeats(events: ReceivedEvent[]) {
   const firsts: ReceivedEvent[] = []
   const repeats: { event: ReceivedEvent; first: number }[] = []
   for (const event of events) {
-    const key = `${event.source}${SEPARATOR}${event.id}`
+    const key = identityOf(event)
     const first = seqs.get(key)
     if (first !== undefined) repeats.push({ event, first })
     else {
@@ -169,6 +171,22 @@ async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: stri
     if (inserted.length > 0) await deps.inSameTransaction?.(tx, batchId, inserted)
     return new Set(inserted)
   })
+}
+
+/** Inserts an event and takes it back, so that nothing changes; tells why Postgres refuses it, if it does. */
+export async function rehearse(tx: Transaction, event: OutgoingEvent): Promise<Failure | undefined> {
+  const row = { ...event, publishedMs: Date.now(), seq: 0 }
+  try {
+    await tx.transaction(async (savepoint) => {
+      await savepoint.execute(insertStatement(columnsOf([row], uuidv7())))
+      savepoint.rollback()
+    })
+  } catch (thrown) {
+    if (thrown instanceof TransactionRollbackError) return
+    const failure = readError(thrown)
+    if (!blamesData(failure.sqlstate)) throw thrown
+    return failure
+  }
 }
 
 /** SQLSTATE and message of what the driver threw; `08000` where there is no SQLSTATE, for then there is no server. */

@@ -1,6 +1,7 @@
 /** What the tests of dead letters share: a worker with small fixed batches, and events that Postgres refuses. */
 
 import { sql } from 'drizzle-orm'
+import { readQueue } from '../../src/broker/queue.ts'
 import type { Config } from '../../src/config.ts'
 import type { OutgoingEvent } from '../../src/ingest/event.ts'
 import { createPublisher } from '../../src/ingest/publish.ts'
@@ -8,7 +9,7 @@ import type { Servers } from '../servers.ts'
 import { startService, until } from '../service.ts'
 
 /** One batch is what one test publishes at once; refused events come back within milliseconds. */
-export const SMALL: Partial<Config> = {
+const SMALL: Partial<Config> = {
   WORKER_POOL_SIZE: 1,
   WORKER_ADAPTIVE: false,
   WORKER_BATCH_SIZE: 50,
@@ -53,7 +54,6 @@ export async function startPipeline(servers: Servers, over: Partial<Config> = {}
     rows,
     letters,
     failedBatches: async () =>
-      // biome-ignore lint/suspicious/noExplicitAny: each test states what it expects
       (
         await db.execute<{ state: string; data: any }>(
           sql`select state, data from pgboss.job where name = 'failed-batches' order by created_on`,
@@ -63,7 +63,7 @@ export async function startPipeline(servers: Servers, over: Partial<Config> = {}
     settled: (committed: number, dead: number) =>
       until(async () => {
         if ((await rows()).length !== committed || (await letters()).length !== dead) return false
-        return (await broker.jsm.streams.info('EVENTS')).state.messages === 0
+        return (await readQueue(broker)).depth === 0
       }),
     /** Forgets what earlier tests left. */
     clear: async () => {

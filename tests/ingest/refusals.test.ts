@@ -2,6 +2,7 @@ import { sql } from 'drizzle-orm'
 import { headers } from 'nats'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { readQueue } from '../../src/broker/queue.ts'
 import type { DeadLetter } from '../../src/ingest/dead-letters.ts'
 import { ALLOWANCE } from '../../src/ingest/suspicion.ts'
 import { startServers } from '../servers.ts'
@@ -119,7 +120,7 @@ test('whatever stands on the stream becomes a dead letter that gives it back unc
   await until(
     async () => (await pipeline.letters()).length >= raw.length - 1 && (await pipeline.rows()).includes('shared'),
   )
-  await until(async () => (await servers.broker.jsm.streams.info('EVENTS')).state.messages === 0)
+  await until(async () => (await readQueue(servers.broker)).depth === 0)
   const bytes = (letter: DeadLetter) =>
     letter.payload === undefined ? Buffer.from(letter.payloadBase64!, 'base64') : Buffer.from(letter.payload)
   const found = (await allLetters()).map((letter) => `${letter.code} ${bytes(letter).toString('hex')}`).sort()
@@ -157,7 +158,7 @@ test('when everything is refused the system is suspected, dead letters are held 
   assert.ok(dead <= ALLOWANCE, `${dead} dead letters`)
   await servers.db.execute(sql`alter table events drop constraint broken`)
   await until(async () => (await pipeline.rows()).length >= count - ALLOWANCE)
-  await until(async () => (await servers.broker.jsm.streams.info('EVENTS')).state.messages === 0)
+  await until(async () => (await readQueue(servers.broker)).depth === 0)
   const letters = await pipeline.letters()
   assert.ok(letters.length <= ALLOWANCE, `${letters.length} dead letters`)
   assert.is((await pipeline.rows()).length + letters.length, count)
