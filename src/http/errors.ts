@@ -44,7 +44,8 @@ export function answerErrors({ log }: { log: { error: (facts: object, message: s
       await next()
       if (ctx.status === 404 && ctx.body == null)
         throw new MillraceError('not_found', `There is no ${ctx.method} ${ctx.path}; /openapi.json lists what there is`)
-      if (ctx.status === 405 && ctx.body == null) {
+      // The router calls a method that no route has at all not implemented.
+      if ((ctx.status === 405 || ctx.status === 501) && ctx.body == null) {
         ctx.body = { error: 'method_not_allowed', message: `${ctx.path} takes ${ctx.response.get('Allow')}` }
         ctx.status = 405
       }

@@ -42,10 +42,11 @@ export async function startApi(deps: ApiDeps, config: Config, more: Routes[] = [
     postEventsRoutes({ ...deps, schemas, commits, depth }, config),
     eventReadRoutes({ db }),
     schemaRoutes({ db, schemas }, config),
+    statusRoutes(deps),
+    probeRoutes(deps, 'api'),
     ...more,
   ]
   for (const { router } of [...routes, openapiRoutes(routes)]) app.use(router.routes()).use(router.allowedMethods())
-  app.use(probeRoutes(deps, 'api').routes()).use(statusRoutes(deps).routes())
 
   const server = await listen(app, config)
   const close = async () => {
@@ -62,6 +63,6 @@ export async function startApi(deps: ApiDeps, config: Config, more: Routes[] = [
 export async function startWorkerServer(deps: ReadinessDeps, config: Pick<Config, 'HOST' | 'PORT'>) {
   const app = new Koa<TracedState>()
   deps.telemetry.metrics.observeQueue(() => readQueue(deps.broker))
-  app.use(serveMetrics(deps.telemetry)).use(probeRoutes(deps, 'worker').routes())
+  app.use(serveMetrics(deps.telemetry)).use(probeRoutes(deps, 'worker').router.routes())
   return listen(app, config)
 }

@@ -4,7 +4,7 @@
  */
 
 import { sql } from 'drizzle-orm'
-import type { Database } from '../db/connect.ts'
+import { type Database, inTransaction } from '../db/connect.ts'
 
 /** In ms; null where there is no event. */
 export type Percentiles = { p50: number | null; p90: number | null; p99: number | null; max: number | null }
@@ -22,7 +22,7 @@ export async function latencyStats(
   { db }: { db: Database },
   { from, to, type }: { from: Date; to: Date; type: string | null },
 ): Promise<LatencyStats> {
-  return db.transaction(async (tx) => {
+  return inTransaction(db, async (tx) => {
     await tx.execute(sql`select set_config('statement_timeout', ${String(STATEMENT_MS_MAX)}, true)`)
     const { rows } = await tx.execute<{
       count: string

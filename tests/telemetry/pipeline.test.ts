@@ -87,7 +87,7 @@ test('latency is told by type and time, and a wrong time is refused', async () =
   assert.is(before.body.event.p50, null)
   const wrong = await service.get('/v1/stats/latency?from=yesterday')
   assert.is(wrong.status, 400)
-  assert.match(wrong.body.message, 'from must be a time')
+  assert.match(wrong.body.message, 'Parameter from must match')
 })
 
 test('what happens is counted: accepted, rejected by code, committed, duplicates', async () => {
