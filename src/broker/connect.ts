@@ -29,8 +29,11 @@ export async function connectBroker(config: Pick<Config, 'NATS_URL'>, name: stri
       name: `millrace ${name}`,
       maxReconnectAttempts: -1,
       reconnectTimeWait: 250,
-      pingInterval: 10_000,
+      // A server that is frozen keeps its connections open and says nothing: left within 6 s, for another of the cluster,
+      // which must answer in time too (the client's own patience is 20 s).
+      pingInterval: 2_000,
       maxPingOut: 2,
+      timeout: 3_000,
     })
   } catch (error) {
     throw new MillraceError('unavailable', `No NATS server answers at ${config.NATS_URL}: start one, or set NATS_URL`, {

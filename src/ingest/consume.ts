@@ -65,7 +65,8 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
   refusals.close()
   await batchLog.close()
   reporting.stop()
-  await deps.broker.nc.flush()
+  // With NATS away the last acknowledgements are lost; their events are delivered again, and found to be duplicates.
+  if (deps.broker.connected()) await deps.broker.nc.flush().catch(() => {})
 }
 
 /** Starts a worker again when it dies of a defect, which harms neither the others nor its own events. */

@@ -1,6 +1,8 @@
 /** The faults, each told as what happens to a running system. */
 
 import { setTimeout as pause } from 'node:timers/promises'
+import pg from 'pg'
+import { LOCK } from './oracle.ts'
 import type { Rig } from './rig.ts'
 import type { Fault } from './run-fault.ts'
 import { waitFor } from './wait.ts'
@@ -79,21 +81,103 @@ async function pauseProcess(stop: () => void, go: () => void): Promise<number> {
   return Date.now()
 }
 
+/** Asks for an orderly end; says so when it is none. */
+async function stopAndStart(service: Rig['workers'][number]): Promise<number> {
+  service.signal('SIGTERM')
+  await endsWith(service, 0)
+  await service.start()
+  return Date.now()
+}
+
+const ENDS_MS_MAX = 20_000
+
+async function endsWith(service: Rig['workers'][number], wanted: number): Promise<void> {
+  await waitFor(`${service.name} to end after SIGTERM`, ENDS_MS_MAX, () => !service.child().running())
+  const { code, signal } = await service.child().exited
+  if (code !== wanted) throw new Error(`${service.name} ended with ${signal ?? code}: ${service.child().log()}`)
+}
+
+const stopApi: Fault = { name: 'SIGTERM to an API process', inject: ({ apis }) => stopAndStart(apis[0]!) }
+const stopWorker: Fault = { name: 'SIGTERM to a worker process', inject: ({ workers }) => stopAndStart(workers[0]!) }
+
+const stopWorkerTwice: Fault = {
+  name: 'SIGTERM twice to a worker that Postgres keeps waiting',
+  inject: async ({ workers, postgres }) => {
+    postgres.pause()
+    // Long enough for a batch to be on its way.
+    await pause(500)
+    workers[0]!.signal('SIGTERM')
+    await waitFor('the first signal to be heard', 5_000, () => workers[0]!.child().log().includes('stopping'))
+    if (!workers[0]!.child().running()) throw new Error('the worker ended with a batch in hand')
+    workers[0]!.signal('SIGTERM')
+    await endsWith(workers[0]!, 1)
+    postgres.resume()
+    await workers[0]!.start()
+    return Date.now()
+  },
+}
+
+const stopWhileAway: Fault = {
+  name: 'SIGTERM to a worker while NATS and Postgres are down',
+  inject: async ({ workers, nats, postgres }) => {
+    await Promise.all([postgres.kill(), nats[0]!.kill()])
+    workers[0]!.signal('SIGTERM')
+    await endsWith(workers[0]!, 0)
+    await Promise.all([postgres.start(), nats[0]!.start()])
+    await workers[0]!.start()
+    return Date.now()
+  },
+}
+
+/** Its transaction holds the keys of its batch, and the batch is redelivered to a worker that waits for them. */
+const pauseBeforeCommit: Fault = {
+  name: 'a worker paused between INSERT and COMMIT',
+  inject: async ({ apis, workers, databaseUrl }) => {
+    const client = new pg.Client({ connectionString: databaseUrl })
+    await client.connect()
+    try {
+      await workers[1]!.kill()
+      await pauseInTransaction(client, apis[0]!.url, workers[0]!)
+      await workers[1]!.start()
+      await waitFor('the other worker to commit it', 30_000, () =>
+        exists(client, `select from events where type = 'fault.locked'`),
+      )
+      workers[0]!.signal('SIGCONT')
+      return Date.now()
+    } finally {
+      await client.end()
+    }
+  },
+}
+
+async function pauseInTransaction(client: pg.Client, url: string, worker: Rig['workers'][number]): Promise<void> {
+  const inserting = `from pg_stat_activity where query ilike '%insert into events%' and pid <> pg_backend_pid()`
+  await client.query('select pg_advisory_lock($1)', [LOCK])
+  await post(url, { source: 'locked', id: '1', type: 'fault.locked' })
+  await waitFor('the INSERT to wait', 10_000, () => exists(client, `select ${inserting} and wait_event = 'advisory'`))
+  worker.signal('SIGSTOP')
+  await client.query('select pg_advisory_unlock($1)', [LOCK])
+  await waitFor('the INSERT to be done', 10_000, () =>
+    exists(client, `select ${inserting} and state = 'idle in transaction'`),
+  )
+}
+
+const exists = async (client: pg.Client, text: string) => ((await client.query(text)).rowCount ?? 0) > 0
+
+async function post(url: string, event: object): Promise<number> {
+  const headers = { 'content-type': 'application/json' }
+  const answer = await fetch(`${url}/v1/events`, { method: 'POST', headers, body: JSON.stringify(event) })
+  await answer.arrayBuffer()
+  return answer.status
+}
+
 const fillStream: Fault = {
   name: 'the stream full, its workers paused',
   load: { fillerBytes: 8_000 },
   inject: async (rig) => {
     for (const worker of rig.workers) worker.signal('SIGSTOP')
-    await waitFor('the stream to be full', 120_000, async () => {
-      const answer = await fetch(`${rig.apis[0]!.url}/v1/events`, {
-        method: 'POST',
-        headers: { 'content-type': 'application/json' },
-        // Refused for its size only when the stream is full; never accepted, for it is poison to nobody.
-        body: JSON.stringify({ source: 'probe', type: 'fault.probe', data: 'x'.repeat(8_000) }),
-      })
-      await answer.arrayBuffer()
-      return answer.status === 503
-    })
+    const probe = { source: 'probe', type: 'fault.probe', data: 'x'.repeat(8_000) }
+    await waitFor('the stream to be full', 120_000, async () => (await post(rig.apis[0]!.url, probe)) === 503)
     for (const worker of rig.workers) worker.signal('SIGCONT')
     return Date.now()
   },
@@ -168,8 +252,27 @@ const slowLinks: Fault = {
 }
 
 /** Short ones, on every `make test`. */
-export const QUICK = [killApi, killWorker, killNats, killPostgres, postgresAway, pauseWorker, killAll]
-export const SINGLE = [...QUICK.slice(0, -1), pauseApi, pausePostgres, fillStream, killAll]
+export const QUICK = [
+  killApi,
+  killWorker,
+  killNats,
+  killPostgres,
+  stopApi,
+  stopWorker,
+  stopWorkerTwice,
+  postgresAway,
+  pauseWorker,
+  killAll,
+]
+export const SINGLE = [
+  ...QUICK.slice(0, -1),
+  stopWhileAway,
+  pauseBeforeCommit,
+  pauseApi,
+  pausePostgres,
+  fillStream,
+  killAll,
+]
 export const CLUSTER = [
   killLeader,
   killFollower,

@@ -6,6 +6,9 @@
 import pg from 'pg'
 import { type Record, readLedger } from './ledger.ts'
 
+/** An event of type fault.locked is inserted only while nobody else holds this advisory lock. */
+export const LOCK = 42
+
 export const ORACLE_SQL = `
   create schema if not exists oracle;
   create table if not exists oracle.inserts (source text, id text, at timestamptz default clock_timestamp());
@@ -17,6 +20,14 @@ export const ORACLE_SQL = `
     end $$;
   create or replace trigger oracle_note after insert on public.events
     referencing new table as added for each statement execute function oracle.note();
+  create or replace function oracle.wait() returns trigger language plpgsql as $$
+    begin
+      perform pg_advisory_lock(${LOCK});
+      perform pg_advisory_unlock(${LOCK});
+      return new;
+    end $$;
+  create or replace trigger oracle_wait before insert on public.events
+    for each row when (new.type = 'fault.locked') execute function oracle.wait();
   alter table public.events drop constraint if exists no_poison;
   alter table public.events add constraint no_poison check (type <> 'fault.poison');`
 
@@ -27,7 +38,7 @@ export type Verdict = {
   deadLettered: number
   /** Answered and neither committed nor dead-lettered. */
   lost: string[]
-  /** Stored twice, dead-lettered twice, or both. */
+  /** Rows stored twice, messages dead-lettered twice, events that are row and dead letter. */
   duplicated: string[]
   /** Rows nobody sent, payloads that changed on the way, good events dead-lettered, answers no fault excuses. */
   wrong: string[]
@@ -39,7 +50,7 @@ export type Verdict = {
   storedMs: Map<string, number>
 }
 
-type DeadLetter = { id: string }
+type DeadLetter = { id: string; seq: string }
 
 /** @param poisonEvery as the load's: which events Postgres refuses */
 export async function judge(
@@ -66,7 +77,7 @@ export async function judge(
       [run],
     )
     const letters = await client.query<DeadLetter>(
-      `select event_id as id from dead_letter_audit where source = $1 and action = 'recorded'`,
+      `select event_id as id, detail->>'streamSeq' as seq from dead_letter_audit where source = $1 and action = 'recorded'`,
       [run],
     )
     const committed = new Set(stored.rows.map((row) => row.id))
@@ -74,7 +85,8 @@ export async function judge(
     const lost = [...answered].filter((id) => !committed.has(id) && !dead.has(id))
     const duplicated = [
       ...inserts.rows.filter((row) => row.times > 1).map((row) => row.id),
-      ...letters.rows.map((row) => row.id).filter((id, i, all) => all.indexOf(id) !== i),
+      // A bad event that its client sent twice was stored twice, and may die twice; one stored message dies once.
+      ...letters.rows.map((row) => `message ${row.seq}`).filter((seq, i, all) => all.indexOf(seq) !== i),
       ...[...dead].filter((id) => committed.has(id)),
     ]
     const wrong = [

@@ -34,7 +34,7 @@ export type Rig = {
   workers: Service[]
   /** Between API and NATS, worker and NATS, and both and Postgres; only where asked for. */
   links: { apiNats: Link[]; workerNats: Link[]; postgres: Link[] }
-  /** Messages the stream holds: what was answered and is not yet acknowledged; NaN while NATS does not say. */
+  /** Messages that are not acknowledged: to be delivered, or delivered; NaN while NATS does not say. */
   depth: () => Promise<number>
   stop: () => Promise<void>
 }
@@ -97,8 +97,8 @@ export async function startRig({ natsNodes, apis, workers, env = {}, links = fal
     workers: await services('worker', workers, workerNats),
     links: { apiNats, workerNats, postgres: postgresLink },
     depth: () =>
-      streamInfo(observer).then(
-        (info) => info.state.messages,
+      consumerInfo(observer).then(
+        (info) => info.num_pending + info.num_ack_pending,
         () => Number.NaN,
       ),
     stop: async () => {
@@ -119,14 +119,17 @@ export async function startRig({ natsNodes, apis, workers, env = {}, links = fal
   return rig
 }
 
-type StreamInfo = { state: { messages: number }; cluster?: { leader?: string }; error?: { description: string } }
+type StreamInfo = { cluster?: { leader?: string }; error?: { description: string } }
+type ConsumerInfo = { num_pending: number; num_ack_pending: number; error?: { description: string } }
 
-/** Asked by the plain protocol (NATS ADR-31 names the subject), not by Millrace's connection. */
-async function streamInfo(nc: NatsConnection): Promise<StreamInfo> {
-  const info = (await nc.request('$JS.API.STREAM.INFO.EVENTS', '', { timeout: 1_000 })).json<StreamInfo>()
-  if (info.error) throw new Error(`stream info: ${info.error.description}`)
-  return info
+/** Asked by the plain protocol (NATS ADR-31 names the subjects), not by Millrace's connection. */
+async function info<T extends { error?: { description: string } }>(nc: NatsConnection, what: string): Promise<T> {
+  const answer = (await nc.request(`$JS.API.${what}`, '', { timeout: 1_000 })).json<T>()
+  if (answer.error) throw new Error(`${what}: ${answer.error.description}`)
+  return answer
 }
+const streamInfo = (nc: NatsConnection) => info<StreamInfo>(nc, 'STREAM.INFO.EVENTS')
+const consumerInfo = (nc: NatsConnection) => info<ConsumerInfo>(nc, 'CONSUMER.INFO.EVENTS.ingest_workers')
 
 async function createNats(dir: string, nodes: 1 | 3): Promise<{ servers: Server[]; ports: number[] }> {
   const ports = await Promise.all(Array.from({ length: nodes }, () => freePort()))

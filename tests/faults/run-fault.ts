@@ -31,14 +31,14 @@ export type Outcome = Verdict & {
   recoveryMs: number
   /** The longest time without an accepted answer. */
   silenceMs: number
-  /** From SIGTERM of the load until the stream held nothing. */
+  /** From SIGTERM of the load until everything was acknowledged. */
   drainMs: number
 }
 
 const DEFAULT_LOAD = {
   requestsPerSecond: 40,
   eventsPerRequest: 5,
-  poisonEvery: 0,
+  poisonEvery: 97,
   concurrencyMax: 64,
   fillerBytes: 200,
   patienceMs: 30_000,
@@ -74,7 +74,7 @@ export async function runFault(rig: Rig, fault: Fault, common: FaultLoad = {}): 
   if (code !== 0) throw new Error(`the load generator failed: ${generator.log()}`)
   const seconds = (performance.now() - startedAt) / 1_000
   const stoppedAt = performance.now()
-  await waitFor('the stream to be empty', REST_MS_MAX, async () => (await rig.depth()) === 0)
+  await waitFor('everything to be acknowledged', REST_MS_MAX, async () => (await rig.depth()) === 0)
   const drainMs = performance.now() - stoppedAt
 
   const verdict = await judge(rig.databaseUrl, run, ledger, options.poisonEvery)
