@@ -2,10 +2,11 @@
 
 export { MillraceError } from './errors.ts'
 export type { Retry } from './workflow/backoff.ts'
-export { type Handle, startRun } from './workflow/client.ts'
+export { findRun, type Handle, type RunStatus, startRun, startRunIn } from './workflow/client.ts'
 export type { Run } from './workflow/context.ts'
 export { type Trigger, type Workflow, type WorkflowOptions, workflow } from './workflow/define.ts'
 export type { Duration } from './workflow/durations.ts'
 export { type Engine, type EngineDeps, type EngineOptions, startEngine } from './workflow/engine.ts'
+export type { ChildOptions, WaitOptions, WorkflowEvent } from './workflow/incoming.ts'
 export type { StartOptions } from './workflow/start.ts'
 export { nonRetryable, type StepOptions, type StepTools } from './workflow/step.ts'

@@ -133,6 +133,8 @@ export const workflowRuns = pgTable(
     dueAt: instant('due_at'),
     deadlineAt: instant('deadline_at'),
     parentId: uuid('parent_id'),
+    /** The first run of a chain of continue-as-new; null in that first run. */
+    chainId: uuid('chain_id'),
     cancelRequestedAt: instant('cancel_requested_at'),
     createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
     finishedAt: instant('finished_at'),
@@ -141,6 +143,7 @@ export const workflowRuns = pgTable(
     uniqueIndex('workflow_runs_by_id').on(table.id, table.generation).where(sql`${table.id} is not null`),
     index('workflow_runs_queued').on(table.queue, table.priority, table.runId).where(sql`${table.status} = 'queued'`),
     index('workflow_runs_running').on(table.worker).where(sql`${table.status} = 'running'`),
+    index('workflow_runs_chain').on(table.chainId).where(sql`${table.chainId} is not null`),
     index('workflow_runs_due').on(table.dueAt).where(sql`${table.status} = 'waiting'`),
   ],
 )

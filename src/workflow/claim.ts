@@ -21,7 +21,8 @@ const CLAIM = `
   update workflow_runs r set status = 'running', worker = $1, epoch = r.epoch + 1, due_at = null
   from lease, (select run_id from due union all select run_id from queued) picked
   where r.run_id = picked.run_id
-  returning r.run_id, r.id, r.name, r.version, r.input::text as input, r.epoch, r.wakes, r.parent_id, r.traceparent,
+  returning r.run_id, r.id, r.generation, r.name, r.version, r.queue, r.priority, r.concurrency_key,
+    r.input::text as input, r.epoch, r.wakes, r.parent_id, r.chain_id, r.traceparent,
     extract(epoch from r.created_at)::float8 * 1000 as created_at,
     extract(epoch from r.deadline_at)::float8 * 1000 as deadline_at`
 
@@ -54,12 +55,17 @@ export async function claimRuns(
     row: {
       runId: row.run_id,
       id: row.id,
+      generation: row.generation,
       name: row.name,
       version: row.version,
+      queue: row.queue,
+      priority: row.priority,
+      concurrencyKey: row.concurrency_key,
       input: row.input,
       epoch: row.epoch,
       wakes: row.wakes,
       parentId: row.parent_id,
+      chainId: row.chain_id,
       traceparent: row.traceparent,
       createdAt: row.created_at,
       deadlineAt: row.deadline_at,

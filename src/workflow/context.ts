@@ -1,9 +1,13 @@
 /** What a workflow's function is given: every call takes a position in the run's journal. */
 
 import { createHash } from 'node:crypto'
+import type { Transaction } from '../db/connect.ts'
+import type { Workflow } from './define.ts'
 import { type Duration, milliseconds } from './durations.ts'
+import { type ChildOptions, callChild, callSignal, callWait, type WaitOptions, type WorkflowEvent } from './incoming.ts'
 import { awaitResult, type LiveRun, openCall, writeEntry, writeResult } from './live.ts'
-import { callStep, type StepFunction, type StepOptions } from './step.ts'
+import { callStep, callTransaction, runSignal, type StepFunction, type StepOptions } from './step.ts'
+import { encode } from './values.ts'
 
 export type Run = {
   /** This execution's own id. */
@@ -15,8 +19,43 @@ export type Run = {
    * @throws MillraceError `step_failed` when its attempts are used up, with the last error's name and message
    */
   step: <T>(name: string, work: StepFunction<T>, options?: StepOptions) => Promise<T>
+  /**
+   * The user's own writes through `tx` and the step's record commit together: the work is done exactly once.
+   * @throws MillraceError `step_failed` as step does
+   */
+  transaction: <T>(
+    name: string,
+    work: (tx: Transaction) => Promise<T>,
+    options?: Pick<StepOptions, 'retry'>,
+  ) => Promise<T>
   sleep: (duration: Duration) => Promise<void>
   sleepUntil: (time: Date | number) => Promise<void>
+  /**
+   * Waits for an ingested event; one that came since the run started counts, whichever was first.
+   * @returns null at the timeout
+   */
+  waitFor: (type: string, options?: WaitOptions) => Promise<WorkflowEvent | null>
+  /** The next signal of that name, in the order sent. @returns undefined for no payload, null at the timeout */
+  // biome-ignore lint/suspicious/noExplicitAny: the shape of a signal is the user's to know
+  signal: (name: string, options?: { timeout?: Duration }) => Promise<any>
+  /**
+   * Runs another workflow as a child, and gives its result. A child whose parent ends first is cancelled.
+   * @throws MillraceError `run_failed` when it fails or is cancelled
+   */
+  child: <I, O>(workflow: Workflow<I, O>, input: I, options?: ChildOptions) => Promise<O>
+  /** Registers what undoes a step: if the run fails or is cancelled, all are run as steps, newest first. */
+  compensate: (name: string, undo: StepFunction<unknown>, options?: StepOptions) => void
+  /** What the run shows to whoever asks; the last one set counts. */
+  setState: (state: unknown) => void
+  /** `return run.continueAsNew(input)` ends this run and starts the next under the same id, with an empty journal. */
+  continueAsNew: (input: unknown) => never
+  /**
+   * True where new code may run: in runs that get here for the first time since the code has this call. Runs that were
+   * past it go on the old way. `if (await run.patched('fix-1')) ... else ...`
+   */
+  patched: (id: string) => Promise<boolean>
+  /** Aborts when the run is cancelled, ended or lost. */
+  readonly cancelled: AbortSignal
   /** Time of the last result that reached the code, in ms since 1970: the same at every replay. */
   now: () => number
   /** Like Math.random, but the same at every replay. */
@@ -36,6 +75,19 @@ export function createContext(run: LiveRun): Run {
     runId,
     id: run.row.id ?? runId,
     step: (name, work, options = {}) => callStep(run, name, work, options),
+    transaction: (name, work, options = {}) => callTransaction(run, name, work, options),
+    waitFor: (type, options = {}) => callWait(run, type, options),
+    signal: (name, options = {}) => callSignal(run, name, options.timeout),
+    child: (workflow, input, options = {}) => callChild(run, workflow, input, options) as never,
+    compensate: (name, undo, options = {}) => {
+      run.compensations.unshift({ name, undo: async () => void (await callStep(run, name, undo, options)) })
+    },
+    setState: (state) => writeState(run, state),
+    continueAsNew: (input) => new Continuation(input) as never,
+    patched: (id) => callPatched(run, id),
+    get cancelled() {
+      return runSignal(run)
+    },
     sleep: (duration) => callSleep(run, run.runner.clock.now() + milliseconds(duration)),
     sleepUntil: (time) => callSleep(run, Number(time)),
     now: () => Math.floor(run.now),
@@ -47,6 +99,37 @@ export function createContext(run: LiveRun): Run {
       return bytes.toString('hex').replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, '$1-$2-$3-$4-$5')
     },
   }
+}
+
+/** What continueAsNew returns: a mark, not an exception, so that no catch of the user's takes it. */
+export class Continuation {
+  readonly input: unknown
+  constructor(input: unknown) {
+    this.input = input
+  }
+}
+
+/** Not a call: what a replay would set again is not written. */
+function writeState(run: LiveRun, state: unknown): void {
+  const text = encode(state, 'The state of a run')
+  if (run.over || run.delivered < run.results.length) return
+  const { runId, epoch } = run.row
+  writeEntry(run, { state: { runId, epoch, state: text } }, () => {})
+}
+
+function callPatched(run: LiveRun, id: string): Promise<boolean> {
+  const known = run.patches.get(id)
+  if (known !== undefined) return Promise.resolve(known)
+  const recorded = run.history.get(run.nextPos)
+  const marked = recorded?.kind === 'patch' && recorded.name === id
+  const past = !marked && [...run.history.values()].some((line) => line.pos >= run.nextPos)
+  run.patches.set(id, !past)
+  if (past) return Promise.resolve(false)
+  const { pos } = openCall(run, 'patch', id)
+  const call = { pos, kind: 'patch', name: id, attempt: 1, ms: null } as const
+  const result = awaitResult(run, call) as Promise<boolean>
+  if (!marked) writeResult(run, call, { value: true, output: 'true' })
+  return result
 }
 
 /** The due time is durable before anything waits for it. */

@@ -3,24 +3,29 @@
  *
  * 1. startEngine takes the lease and loads the workflows' event listeners.
  * 2. start() inserts a run, and begins it here in the same statement when there is room for it.
- * 3. claim() takes queued and due runs: at a hint over NATS, when a timer rings, and at every sweep.
+ * 3. Queued and due runs are claimed (dispatch.ts): at a hint over NATS, when a timer rings, and at every sweep.
  * 4. beat() renews the lease and ends the leases of workers that died.
  * 5. stop() writes what is in hand and gives the rest back at once.
  */
 
 import { hostname } from 'node:os'
+import type pg from 'pg'
 import { uuidv7 } from 'uuidv7'
 import type { Broker } from '../broker/connect.ts'
 import type { DatabaseConnection } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
-import { claimRuns, nextDueMs } from './claim.ts'
-import { createClock, synchronise } from './clock.ts'
+import type { Claimed } from './claim.ts'
+import { type Clock, createClock, synchronise } from './clock.ts'
+import { type ControlDeps, cancelRuns } from './control.ts'
 import { codeOf, type Workflow } from './define.ts'
-import { openHandover } from './handover.ts'
-import { openJournal } from './journal.ts'
+import { type Dispatch, startDispatch } from './dispatch.ts'
+import { type Handover, openHandover } from './handover.ts'
+import { readNews } from './incoming.ts'
+import { type Journal, openJournal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
 import { endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
-import { dropRun, type LiveRun, type RunEnd, type Runner } from './live.ts'
+import { createListeners, type Listeners } from './listen.ts'
+import { dropRun, type LiveRun, type RunEnd, type Runner, type RunRow } from './live.ts'
 import { createResults, type Ending, type Results } from './results.ts'
 import { beginRun } from './run.ts'
 import { openSessions } from './session.ts'
@@ -51,12 +56,11 @@ export type EngineOptions = {
 export type Engine = {
   deps: EngineDeps
   results: Results
+  control: ControlDeps
   /** Begins a new run, here if there is room. @returns false when its id stands against it */
   begin: (row: StartRow) => Promise<boolean>
   /** The newest version loaded under a name: the last in the list. */
   workflow: (name: string) => Workflow | undefined
-  /** One claim of every queue, now. */
-  claim: () => Promise<void>
   runsHere: () => number
   stop: () => Promise<void>
 }
@@ -64,212 +68,263 @@ export type Engine = {
 const RUNS_MAX = 2_000
 /** The fallback when NATS is away; also how late a hint that got lost can make a run. */
 const SWEEP_MS = 500
-/** Runs taken by one claim: enough to keep the database busy, few enough to share with other workers. */
-const CLAIM_MAX = 500
 
+/** Takes the lease, loads the listeners, and goes to work. */
 export async function startEngine(deps: EngineDeps, options: EngineOptions = {}): Promise<Engine> {
-  const { databaseUrl, broker, onError } = deps
-  const pool = openSessions(databaseUrl, 'workflows', { max: 3, pipeline: false })
+  const { broker, databaseUrl, onError } = deps
   const workflows = options.workflows ?? []
-  const runsMax = options.runsMax ?? RUNS_MAX
-  const leaseMs = options.leaseMs ?? LEASE_MS
-  const codes = new Map(workflows.map((workflow) => [codeOf(workflow), workflow]))
-  const byName = new Map(workflows.map((workflow) => [workflow.name, workflow]))
-  const queues = options.queues ?? [...new Set(workflows.map((workflow) => workflow.queue))]
+  const pool = openSessions(databaseUrl, 'workflows', { max: 3, pipeline: false })
   const worker = workflows.length === 0 ? null : uuidv7()
   const clock = createClock()
+  const listeners = createListeners(pool)
+  const leaseMs = options.leaseMs ?? LEASE_MS
+  const name = `${hostname()}/${process.pid}`
   if (worker === null) await synchronise(clock, pool)
-  else await takeLease(pool, clock, worker, `${hostname()}/${process.pid}`, leaseMs)
-
+  else {
+    await listeners.register(workflows)
+    await takeLease(pool, clock, worker, name, leaseMs)
+  }
   const live = new Map<string, LiveRun>()
-  const journal = openJournal(databaseUrl, worker)
   const results = createResults(
     pool,
     broker,
     (runId) => live.has(runId),
     (error) => onError(error, 'reading results'),
   )
-  let stopping = false
-  let dueTimer: NodeJS.Timeout | undefined
-  let dueAt = Number.POSITIVE_INFINITY
-  let endedElsewhere: string[] = []
+  const journal = openJournal(databaseUrl, worker)
+  const control = { pool, broker }
+  const queues = options.queues ?? [...new Set(workflows.map((workflow) => workflow.queue))]
+  const place = {
+    codes: new Map(workflows.map((workflow) => [codeOf(workflow), workflow])),
+    queues,
+    runsMax: options.runsMax ?? RUNS_MAX,
+  }
+  const parts = { deps, pool, clock, live, results, journal, control, listeners, place, worker }
+  const runner = createRunner(parts)
+  const stopWorking =
+    worker === null
+      ? async () => {}
+      : work({ ...parts, worker, name, runner, leaseMs, sweepMs: options.sweepMs ?? SWEEP_MS })
+  const beginFor = async (row: StartRow, starter: string) => {
+    runner.place(row)
+    return beginHere(runner, row, starter)
+  }
+  const handover = openHandover(broker, worker ?? uuidv7(), worker === null ? [] : queues, beginFor, results.settle)
+  runner.handover = handover
+  const byName = new Map(workflows.map((workflow) => [workflow.name, workflow]))
+  let stopped: Promise<void> | undefined
+  return {
+    deps,
+    results,
+    control,
+    begin: async (row) => {
+      runner.place(row)
+      if (row.status !== 'queued') return beginHere(runner, row)
+      const answer = await handover.offer(row)
+      if (answer === 'begun' || answer === 'stands') return answer === 'begun'
+      // A worker may have inserted it without saying so.
+      return (await beginHere(runner, row)) || (await exists(pool, row.runId))
+    },
+    workflow: (wanted) => byName.get(wanted),
+    runsHere: () => live.size,
+    stop() {
+      stopped ??= (async () => {
+        runner.stopping = true
+        handover.close()
+        await stopWorking()
+        await journal.close()
+        if (worker !== null) {
+          await endLease(pool, worker)
+          publishWakes(broker, { queues, runs: [] })
+        }
+        results.close()
+        await pool.end()
+      })()
+      return stopped
+    },
+  }
+}
+
+type Parts = {
+  deps: EngineDeps
+  pool: pg.Pool
+  clock: Clock
+  live: Map<string, LiveRun>
+  results: Results
+  journal: Journal
+  control: ControlDeps
+  listeners: Listeners
+  place: { codes: Map<string, Workflow>; queues: string[]; runsMax: number }
+  worker: string | null
+}
+
+type ProcessRunner = Runner & {
+  stopping: boolean
+  dispatch: Dispatch | null
+  handover: Handover | null
   /** Which process handed a run over to this one. */
-  const starters = new WeakMap<LiveRun, string>()
+  starters: WeakMap<LiveRun, string>
+}
 
-  /** Wakes this process when a run is due, if that is sooner than what it already waits for. */
-  const armDue = (at: number) => {
-    if (worker === null || stopping || at >= dueAt) return
-    dueAt = at
-    clearTimeout(dueTimer)
-    dueTimer = setTimeout(
-      () => {
-        dueAt = Number.POSITIVE_INFINITY
-        void claim()
-      },
-      Math.min(Math.max(0, at - clock.now()), 60_000),
-    )
+/** Inserts a placed run and, if it is to run here, begins it. @returns false when its id stands against it */
+async function beginHere(runner: ProcessRunner, row: StartRow, starter?: string): Promise<boolean> {
+  let written = await insertRun(runner.journal, row)
+  if (!written && row.status === 'running' && row.id === null) {
+    // No id stands against it, so this worker lost its lease just now: any worker may have the run.
+    row.status = 'queued'
+    written = await insertRun(runner.journal, row)
   }
+  if (!written) return false
+  const run = runner.begun(row)
+  if (run !== undefined && starter !== undefined) runner.starters.set(run, starter)
+  return true
+}
 
-  const ended = (run: LiveRun, end: RunEnd) => {
-    const ending: Ending = {
-      name: run.row.name,
-      status: end.kind,
-      output: end.kind === 'completed' ? end.output : null,
-      error: 'error' in end ? end.error : null,
+/** What runs ask of their process. */
+function createRunner({ deps, pool, clock, live, results, journal, control, listeners, place }: Parts): ProcessRunner {
+  const { broker, onError } = deps
+  const soon = (act: (ids: string[]) => void) => {
+    let ids: string[] = []
+    return (more: string[]) => {
+      if (more.length === 0) return
+      if (ids.length === 0)
+        setImmediate(() => {
+          const all = ids
+          ids = []
+          act(all)
+        })
+      ids.push(...more)
     }
-    results.settle(run.row.runId, ending)
-    // Started here and ended here without a break: whoever waits is here or at its starter, or will look.
-    const starter = starters.get(run)
-    if (starter !== undefined) handover.sendEnd(starter, run.row.runId, ending)
-    if (run.row.epoch === 1 && run.startedHere) return
-    if (endedElsewhere.length === 0)
-      setImmediate(() => {
-        publishEnded(broker, endedElsewhere)
-        endedElsewhere = []
-      })
-    endedElsewhere.push(run.row.runId)
-    if (backlog && live.size < runsMax / 2) void claim()
   }
-
-  const runner: Runner = {
+  const announce = soon((runIds) => publishEnded(broker, runIds))
+  const runner: ProcessRunner = {
+    stopping: false,
+    dispatch: null,
+    handover: null,
+    starters: new WeakMap(),
     journal,
     clock,
     live,
-    ended,
-    parked: (at) => at !== null && armDue(at),
-    refresh: () => {},
+    db: deps.database.db,
+    listen: listeners.ensure,
+    refresh: soon((runIds) => {
+      const runs = [...new Set(runIds)].flatMap((runId) => live.get(runId) ?? [])
+      if (runs.length > 0) void readNews(pool, runs).catch((error) => onError(error, 'reading what came in'))
+    }),
+    cancelChildren: soon((runIds) => {
+      void cancelRuns(control, runIds).catch((error) => onError(error, 'cancelling children'))
+    }),
+    parked: (at) => {
+      if (at !== null) runner.dispatch?.due(at)
+      runner.dispatch?.freed()
+    },
+    place: (row) => {
+      row.createdAt = clock.now()
+      const fits = live.size < place.runsMax && place.codes.has(codeOf(row)) && place.queues.includes(row.queue)
+      if (fits && row.status === 'queued' && row.concurrencyKey === null && !runner.stopping) row.status = 'running'
+    },
+    begun: (row) => {
+      if (row.status === 'running') {
+        // A worker that is stopping gives it back with the end of its lease.
+        if (runner.stopping) return undefined
+        const run = beginRun(runner, rowOf(row), place.codes.get(codeOf(row))!, [])
+        run.startedHere = true
+        return run
+      }
+      if (row.status === 'queued') {
+        publishWakes(broker, { queues: [row.queue], runs: [] })
+        if (place.queues.includes(row.queue)) void runner.dispatch?.claim()
+      } else runner.dispatch?.due(clock.now() + row.delayMs!)
+      return undefined
+    },
+    ended: (run, end) => {
+      const { runId, parentId } = run.row
+      const ending = endingOf(run, end)
+      results.settle(runId, ending)
+      const starter = runner.starters.get(run)
+      if (starter !== undefined) runner.handover?.sendEnd(starter, runId, ending)
+      if (parentId !== null) {
+        if (live.has(parentId)) runner.refresh([parentId])
+        else publishWakes(broker, { queues: [run.row.queue], runs: [parentId] })
+      }
+      if (end.kind === 'continued') runner.begun(end.next)
+      // Whoever waits for a run that never left this process is here, at its starter, or will look.
+      if (!run.startedHere) announce([runId])
+      runner.dispatch?.freed()
+    },
   }
+  return runner
+}
 
-  let claiming: Promise<void> | null = null
-  let again = false
-  /** The last claim took all it could: more may be waiting. */
-  let backlog = false
-  const claimOnce = async () => {
-    for (const queue of queues) {
-      const room = Math.min(CLAIM_MAX, runsMax - live.size)
-      if (room <= 0 || stopping) return
-      const claimed = await claimRuns(pool, worker!, queue, [...codes.values()], room)
-      backlog = claimed.length === room
-      for (const { row, recorded } of claimed) beginRun(runner, row, codes.get(codeOf(row))!, recorded)
-      if (backlog) again = live.size < runsMax / 2
+const rowOf = (row: StartRow): RunRow => ({
+  ...row,
+  epoch: 1,
+  wakes: 0,
+  deadlineAt: row.timeoutMs === null ? null : row.createdAt + row.timeoutMs,
+})
+
+const endingOf = (run: LiveRun, end: RunEnd): Ending => ({
+  name: run.row.name,
+  status: end.kind,
+  output: end.kind === 'completed' ? end.output : end.kind === 'continued' ? JSON.stringify(end.next.runId) : null,
+  error: 'error' in end ? end.error : null,
+})
+
+/** Claims, renews, listens for hints, until stopped. */
+function work(
+  parts: Parts & { worker: string; name: string; runner: ProcessRunner; leaseMs: number; sweepMs: number },
+): () => Promise<void> {
+  const { deps, pool, clock, live, place, runner, worker, name, leaseMs, sweepMs } = parts
+  const { broker, onError } = deps
+  const take = (claimed: Claimed[]) => {
+    for (const { row, recorded } of claimed) beginRun(runner, row, place.codes.get(codeOf(row))!, recorded)
+    runner.refresh(claimed.map(({ row }) => row.runId).filter((runId) => live.get(runId)?.unread))
+  }
+  const room = () => place.runsMax - live.size
+  const codes = [...place.codes.values()]
+  const dispatch = startDispatch({ pool, clock, worker, queues: place.queues, codes, room, take, onError }, sweepMs)
+  runner.dispatch = dispatch
+  const dropAll = (reason: MillraceError) => {
+    for (const run of [...live.values()]) dropRun(run, reason)
+  }
+  const renew = async () => {
+    if (!(await renewLease(pool, clock, worker, leaseMs))) {
+      dropAll(new MillraceError('conflict', 'The lease is lost'))
+      await takeLease(pool, clock, worker, name, leaseMs)
+      onError(
+        new MillraceError('conflict', 'This worker was taken for dead: its runs go on elsewhere'),
+        'renewing the lease',
+      )
     }
-    const ms = await nextDueMs(pool)
-    if (ms !== null) armDue(clock.now() + ms)
+    if ((await endExpiredLeases(pool)) > 0) void dispatch.claim()
   }
-  const claim = (): Promise<void> => {
-    if (worker === null || stopping) return Promise.resolve()
-    again = true
-    claiming ??= (async () => {
-      while (again && !stopping) {
-        again = false
-        await claimOnce()
-      }
-    })()
-      .catch((error) => onError(error, 'claiming runs'))
-      .finally(() => {
-        claiming = null
-      })
-    return claiming
-  }
-
   let beating: Promise<void> | null = null
-  const beat = () => {
-    beating ??= (async () => {
-      if (!(await renewLease(pool, clock, worker!, leaseMs))) {
-        for (const run of live.values()) dropRun(run, new MillraceError('conflict', 'The lease is lost'))
-        onError(
-          new MillraceError('conflict', 'This worker lost its lease: it starts again with a new one'),
-          'renewing the lease',
-        )
-      }
-      if ((await endExpiredLeases(pool)) > 0) void claim()
-    })()
+  const beat = setInterval(() => {
+    beating ??= renew()
       .catch((error) => onError(error, 'renewing the lease'))
       .finally(() => {
         beating = null
       })
-  }
-
-  /** Inserts a run, and begins it at once if there is room for it here. */
-  const beginHere = async (row: StartRow, starter?: string): Promise<boolean> => {
-    const workflow = runnable(row)
-    if (workflow !== undefined) row.status = 'running'
-    const createdAt = clock.now()
-    if (!(await insertRun(journal, row))) return false
-    if (workflow !== undefined) {
-      const run = beginRun(
-        runner,
-        {
-          runId: row.runId,
-          id: row.id,
-          name: row.name,
-          version: row.version,
-          input: row.input,
-          epoch: 1,
-          wakes: 0,
-          parentId: row.parentId,
-          traceparent: row.traceparent,
-          createdAt,
-          deadlineAt: row.timeoutMs === null ? null : createdAt + row.timeoutMs,
-        },
-        workflow,
-        [],
-      )
-      run.startedHere = true
-      if (starter !== undefined) starters.set(run, starter)
-    } else if (row.status === 'queued') publishWakes(broker, { queues: [row.queue], runs: [] })
-    else armDue(createdAt + row.delayMs!)
-    return true
-  }
-  const runnable = (row: StartRow): Workflow | undefined =>
-    !stopping && row.status === 'queued' && queues.includes(row.queue) && live.size < runsMax
-      ? codes.get(codeOf(row))
-      : undefined
-
-  const begin = async (row: StartRow): Promise<boolean> => {
-    if (row.status !== 'queued' || runnable(row) !== undefined) return beginHere(row)
-    const answer = await handover.offer(row)
-    if (answer === 'begun' || answer === 'stands') return answer === 'begun'
-    // A worker may have inserted it without saying so.
-    return (await beginHere(row)) || (await exists(pool, row.runId))
-  }
-  const handover = openHandover(broker, worker ?? uuidv7(), worker === null ? [] : queues, beginHere, results.settle)
-
-  const timers: NodeJS.Timeout[] = []
-  const unsubscribe: (() => void)[] = []
-  if (worker !== null) {
-    timers.push(
-      setInterval(() => void claim(), options.sweepMs ?? SWEEP_MS),
-      setInterval(beat, leaseMs / 3),
-    )
-    for (const queue of queues) unsubscribe.push(onQueued(broker, queue, () => void claim()))
-    unsubscribe.push(onWoken(broker, (runIds) => runner.refresh(runIds.filter((runId) => live.has(runId)))))
-    void claim()
-  }
-  return {
-    deps,
-    results,
-    begin,
-    workflow: (name) => byName.get(name),
-    claim,
-    runsHere: () => live.size,
-    async stop() {
-      if (stopping) return
-      stopping = true
-      for (const timer of timers) clearInterval(timer)
-      clearTimeout(dueTimer)
-      for (const end of unsubscribe) end()
-      handover.close()
-      await claiming
-      await beating
-      for (const run of live.values()) dropRun(run, new MillraceError('unavailable', 'This worker is stopping'))
-      await journal.close()
-      if (worker !== null) {
-        await endLease(pool, worker)
-        publishWakes(broker, { queues, runs: [] })
-      }
-      results.close()
-      await pool.end()
-    },
+  }, leaseMs / 3)
+  /** What a lost hint would have told: only runs at rest can have missed something. */
+  const sweep = setInterval(
+    () =>
+      runner.refresh(
+        [...live.values()].filter((run) => run.restingSince !== null || run.unread).map((run) => run.row.runId),
+      ),
+    broker?.connected() ? 10 * sweepMs : sweepMs,
+  )
+  const unsubscribe = [
+    ...place.queues.map((queue) => onQueued(broker, queue, () => void dispatch.claim())),
+    onWoken(broker, (runIds) => runner.refresh(runIds.filter((runId) => live.has(runId)))),
+  ]
+  void dispatch.claim()
+  return async () => {
+    clearInterval(beat)
+    clearInterval(sweep)
+    for (const end of unsubscribe) end()
+    await dispatch.stop()
+    await beating
+    dropAll(new MillraceError('unavailable', 'This worker is stopping'))
   }
 }

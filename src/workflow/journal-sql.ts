@@ -22,6 +22,10 @@ export type StartRow = {
   delayMs: number | null
   timeoutMs: number | null
   parentId: string | null
+  /** The first run of a chain of continuations. */
+  chainId: string | null
+  /** ms since 1970 on the database's clock, just before the insert. */
+  createdAt: number
 }
 
 export type StepRow = {
@@ -49,15 +53,17 @@ export type WaitRow = {
   sinceMs: number
   after: number
 }
-export type ParkRow = { runId: string; epoch: number; wakes: number; dueAt: number | null; state: string | null }
+export type ParkRow = { runId: string; epoch: number; wakes: number; dueAt: number | null }
 export type FinishRow = {
   runId: string
   epoch: number
   status: 'completed' | 'failed' | 'cancelled' | 'continued' | 'stuck'
   output: string | null
   error: string | null
-  state: string | null
 }
+/** Waits and signals that a call has taken: they are in the journal now. */
+export type TakenRow = { runId: string; waitPos: number | null; signalSeq: string | null }
+export type StateRow = { runId: string; epoch: number; state: string | null }
 
 type Statement<Row> = {
   name: string
@@ -77,18 +83,19 @@ export const STATEMENTS = {
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share)
       insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input,
-        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id)
+        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id, chain_id)
       select s.run_id, s.id, s.generation, s.name, s.version, s.queue, s.priority, s.concurrency_key, s.status, s.input,
         s.attributes, s.traceparent,
         case when s.status = 'running' then $1::uuid end,
         case when s.status = 'running' then 1 else 0 end,
         clock_timestamp() + s.delay_ms * interval '1 ms',
         clock_timestamp() + s.timeout_ms * interval '1 ms',
-        s.parent_id
+        s.parent_id, s.chain_id
       from unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[],
-        $10::text[], $11::json[], $12::jsonb[], $13::text[], $14::float8[], $15::float8[], $16::uuid[])
+        $10::text[], $11::json[], $12::jsonb[], $13::text[], $14::float8[], $15::float8[], $16::uuid[],
+        $17::uuid[])
         s(run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, attributes,
-          traceparent, delay_ms, timeout_ms, parent_id)
+          traceparent, delay_ms, timeout_ms, parent_id, chain_id)
       where s.status <> 'running' or exists (select from lease)
       on conflict do nothing`,
     values: (worker, rows) => [
@@ -108,6 +115,7 @@ export const STATEMENTS = {
       rows.map((row) => row.delayMs),
       rows.map((row) => row.timeoutMs),
       rows.map((row) => row.parentId),
+      rows.map((row) => row.chainId),
     ],
   }),
 
@@ -152,7 +160,7 @@ export const STATEMENTS = {
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share),
       asked as materialized (
-        select s.run_id, s.pos, s.type, string_to_array(s.path, '.') as path, s.key, s.since_ms, s.after
+        select s.run_id, s.pos, s.type, array(select json_array_elements_text(s.path::json)) as path, s.key, s.since_ms, s.after
         from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[])
           s(run_id, pos, type, path, key, since_ms, after)),
       boxes as (
@@ -190,9 +198,8 @@ export const STATEMENTS = {
     counted: false,
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share)
-      update workflow_runs r set status = 'waiting', due_at = to_timestamp(p.due_at / 1000),
-        state = coalesce(p.state, r.state)
-      from lease, unnest($2::uuid[], $3::int[], $4::int[], $5::float8[], $6::json[]) p(run_id, epoch, wakes, due_at, state)
+      update workflow_runs r set status = 'waiting', due_at = to_timestamp(p.due_at / 1000)
+      from lease, unnest($2::uuid[], $3::int[], $4::int[], $5::float8[]) p(run_id, epoch, wakes, due_at)
       where r.run_id = p.run_id and r.epoch = p.epoch and r.worker is not distinct from $1 and r.wakes = p.wakes
         and r.status in ('running', 'waiting')
       returning r.run_id`,
@@ -202,7 +209,6 @@ export const STATEMENTS = {
       rows.map((row) => row.epoch),
       rows.map((row) => row.wakes),
       rows.map((row) => row.dueAt),
-      rows.map((row) => row.state),
     ],
   }),
 
@@ -212,9 +218,9 @@ export const STATEMENTS = {
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share)
       update workflow_runs r set status = f.status, output = f.output, error = f.error,
-        state = coalesce(f.state, r.state), finished_at = clock_timestamp()
-      from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::json[], $6::json[], $7::json[])
-        f(run_id, epoch, status, output, error, state)
+        finished_at = clock_timestamp()
+      from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::json[], $6::json[])
+        f(run_id, epoch, status, output, error)
       where r.run_id = f.run_id and r.epoch = f.epoch and r.worker is not distinct from $1 and r.status in ('running', f.status)`,
     values: (worker, rows) => [
       worker,
@@ -223,8 +229,56 @@ export const STATEMENTS = {
       rows.map((row) => row.status),
       rows.map((row) => row.output),
       rows.map((row) => row.error),
+    ],
+  }),
+
+  states: statement<StateRow>({
+    name: 'millrace_states',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      update workflow_runs r set state = s.state
+      from lease, (
+        select distinct on (run_id) run_id, epoch, state
+        from unnest($2::uuid[], $3::int[], $4::json[]) with ordinality s(run_id, epoch, state, n)
+        order by run_id, n desc) s
+      where r.run_id = s.run_id and r.epoch = s.epoch and r.worker is not distinct from $1`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.epoch),
       rows.map((row) => row.state),
     ],
+  }),
+
+  taken: statement<TakenRow>({
+    name: 'millrace_taken',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share),
+      taken as materialized (
+        select t.* from lease, unnest($2::uuid[], $3::int[], $4::bigint[]) t(run_id, wait_pos, signal_seq)),
+      signals as (
+        delete from workflow_signals s using taken t where s.run_id = t.run_id and s.seq = t.signal_seq)
+      delete from workflow_waits w using taken t where w.run_id = t.run_id and w.pos = t.wait_pos`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.waitPos),
+      rows.map((row) => row.signalSeq),
+    ],
+  }),
+
+  /** What nobody will take from runs that have ended. */
+  forgets: statement<string>({
+    name: 'millrace_forgets',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share),
+      signals as (
+        delete from workflow_signals s using lease, unnest($2::uuid[]) f(run_id) where s.run_id = f.run_id)
+      delete from workflow_waits w using lease, unnest($2::uuid[]) f(run_id) where w.run_id = f.run_id`,
+    values: (worker, rows) => [worker, rows],
   }),
 
   /** A parent whose child has ended. */

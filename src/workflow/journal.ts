@@ -11,7 +11,16 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type pg from 'pg'
 import { MillraceError } from '../errors.ts'
-import { type FinishRow, type ParkRow, STATEMENTS, type StartRow, type StepRow, type WaitRow } from './journal-sql.ts'
+import {
+  type FinishRow,
+  type ParkRow,
+  STATEMENTS,
+  type StartRow,
+  type StateRow,
+  type StepRow,
+  type TakenRow,
+  type WaitRow,
+} from './journal-sql.ts'
 import { openSessions } from './session.ts'
 
 /**
@@ -26,6 +35,9 @@ export type JournalEntry = {
   waits?: WaitRow[]
   park?: ParkRow
   finish?: FinishRow
+  state?: StateRow
+  taken?: TakenRow
+  forget?: string
   wake?: string
   settle: (outcome: Outcome) => void
 }
@@ -172,6 +184,9 @@ function rowsOf(kind: keyof typeof STATEMENTS, batch: JournalEntry[]): unknown[]
     else if (kind === 'waits' && entry.waits) rows.push(...entry.waits)
     else if (kind === 'parks' && entry.park) rows.push(entry.park)
     else if (kind === 'finishes' && entry.finish) rows.push(entry.finish)
+    else if (kind === 'states' && entry.state) rows.push(entry.state)
+    else if (kind === 'taken' && entry.taken) rows.push(entry.taken)
+    else if (kind === 'forgets' && entry.forget) rows.push(entry.forget)
     else if (kind === 'wakes' && entry.wake) rows.push(entry.wake)
   }
   return rows

@@ -9,11 +9,12 @@
  */
 
 import type { Span } from '@opentelemetry/api'
+import type { Database } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
 import type { Clock } from './clock.ts'
 import type { Workflow } from './define.ts'
 import type { Journal, JournalEntry, Reply } from './journal.ts'
-import type { FinishRow, StepRow } from './journal-sql.ts'
+import type { FinishRow, StartRow, StepRow } from './journal-sql.ts'
 import { asRead, decodeError, encodeError } from './values.ts'
 
 /** What a run needs of its process. */
@@ -26,23 +27,35 @@ export type Runner = {
   parked: (dueAt: number | null) => void
   /** Asks the database what came in for these runs. */
   refresh: (runIds: string[]) => void
+  cancelChildren: (runIds: string[]) => void
+  /** Marks a new run to be run here, if there is room; then `begun` once it is durable. */
+  place: (row: StartRow) => void
+  begun: (row: StartRow) => LiveRun | undefined
+  /** Makes sure that events of the type are kept by this key, from `sinceMs` on. */
+  listen: (type: string, path: string[], sinceMs: number) => Promise<void>
+  db: Database
 }
 
 export type RunEnd =
   | { kind: 'completed'; output: string | null }
   | { kind: 'failed' | 'cancelled' | 'stuck'; error: string }
-  | { kind: 'continued'; input: string | null }
+  | { kind: 'continued'; next: StartRow }
 
 /** A run as it was inserted or claimed. */
 export type RunRow = {
   runId: string
   id: string | null
+  generation: number
   name: string
   version: string
+  queue: string
+  priority: number
+  concurrencyKey: string | null
   input: string | null
   epoch: number
   wakes: number
   parentId: string | null
+  chainId: string | null
   traceparent: string | null
   /** ms since 1970 */
   createdAt: number
@@ -62,7 +75,19 @@ export type Recorded = {
   at: number
 }
 
-type Result = { pos: number; at: number; output: unknown; error: MillraceError | null; durable: boolean }
+type Result = {
+  pos: number
+  at: number
+  output: unknown
+  error: MillraceError | null
+  durable: boolean
+  /** Came to nothing: its transaction was rolled back. */
+  void?: boolean
+}
+
+/** The cancellation's place in the journal: no call of the code, but a result like others, in its order. */
+const CANCEL_POS = -1
+
 /** @property due  what to do at `dueAt` (ms since 1970) */
 export type Call = {
   pos: number
@@ -72,6 +97,11 @@ export type Call = {
   due: () => void
   settle: (result: Result) => void
 }
+
+/** A signal as it lies in the database until a call has taken it. */
+export type Signal = { seq: string; payload: string | null }
+/** An event for a wait, or the end of a child. */
+export type Arrival = { status: string; output: string | null; error: string | null }
 
 export type LiveRun = {
   runner: Runner
@@ -96,8 +126,27 @@ export type LiveRun = {
   startedHere: boolean
   timer: NodeJS.Timeout | undefined
   restingSince: number | null
-  /** A cancellation has been asked for. */
+  /** A cancellation has been asked for, or is in the journal. */
   cancelling: boolean
+  /** Calls that the cancellation has ended; what they still come to is dropped. */
+  dropped: Set<number>
+  /** Claimed, and what came in before that is not read yet: it must not rest. */
+  unread: boolean
+  /** What came from outside and no call has taken yet. */
+  signals: Map<string, Signal[]>
+  signalsSeen: Set<string>
+  signalCalls: Map<string, ((signal: Signal) => void)[]>
+  arrivals: Map<string, Arrival>
+  /** By what key an arrival finds its call. */
+  expecting: Map<string, (arrival: Arrival) => void>
+  /** Open children by position, to be cancelled with the run. */
+  children: Map<number, string>
+  /** Number of the last event taken from a mailbox. */
+  mailTaken: Map<string, number>
+  /** Newest first. */
+  compensations: { name: string; undo: () => Promise<void> }[]
+  patches: Map<string, boolean>
+  deadlineTimer: NodeJS.Timeout | undefined
   controller: AbortController | null
   span: Span | null
 }
@@ -108,11 +157,24 @@ export function openCall(run: LiveRun, kind: string, name: string): { pos: numbe
   run.nextPos += 1
   if (run.history.size === 0) return { pos, recorded: undefined }
   const recorded = run.history.get(pos)
-  if (recorded !== undefined) {
+  if (recorded === undefined) {
+    // Its line was never written, since a cancellation ended it first: the journal goes on beyond.
+    if (run.cancelling && run.results.some((result, n) => n >= run.delivered && result.pos === CANCEL_POS))
+      return { pos, recorded: { ...NEVER_ENDED, pos, kind, name } }
+  } else {
     if (recorded.kind !== kind || recorded.name !== name) stopStuck(run, `calls ${kind} '${name}'`, recorded)
     run.history.delete(pos)
   }
   return { pos, recorded }
+}
+
+const NEVER_ENDED: Omit<Recorded, 'pos' | 'kind' | 'name'> = {
+  ord: Number.POSITIVE_INFINITY,
+  output: null,
+  error: null,
+  attempt: 1,
+  dueAt: null,
+  at: 0,
 }
 
 /** A promise for a call's result, kept in order with all others of the run. Never settles in a run that is over. */
@@ -144,8 +206,21 @@ export function writeResult(
   result: { value: unknown; output: string | null } | { error: string },
   more: Partial<JournalEntry> = {},
 ): void {
-  if (run.over) return
-  const at = Math.max(run.now, run.runner.clock.now())
+  if (run.over || !run.calls.has(call.pos)) return
+  const { row, slot } = nextResult(run, call, result)
+  writeEntry(run, { ...more, steps: [row] }, () => {
+    slot.durable = true
+    deliver(run)
+  })
+}
+
+/** The line of a call's result and its place among the results, not yet written. */
+export function nextResult(
+  run: LiveRun,
+  call: { pos: number; kind: string; name: string; attempt: number; ms: number | null },
+  result: { value: unknown; output: string | null } | { error: string },
+): { row: StepRow; slot: Result } {
+  const at = Math.max(run.now, Math.floor(run.runner.clock.now()))
   const failed = 'error' in result
   const row: StepRow = {
     runId: run.row.runId,
@@ -170,10 +245,13 @@ export function writeResult(
     durable: false,
   }
   run.results.push(slot)
-  writeEntry(run, { ...more, steps: [row] }, () => {
-    slot.durable = true
-    deliver(run)
-  })
+  return { row, slot }
+}
+
+/** A result that is durable by other means than writeResult. */
+export function settleResult(run: LiveRun, slot: Result): void {
+  slot.durable = true
+  deliver(run)
 }
 
 /** Writes for the run and goes on when it is durable; a lost lease or a refused write ends the run here, quietly. */
@@ -189,8 +267,9 @@ export function writeEntry(run: LiveRun, entry: Partial<JournalEntry>, then: (re
       if (outcome.kind === 'written') {
         then(outcome.replies)
         rest(run)
-      } else
-        dropRun(run, outcome.kind === 'failed' ? outcome.error : new MillraceError('conflict', 'The lease is lost'))
+      } else if (outcome.kind === 'lost') dropRun(run, new MillraceError('conflict', 'The lease is lost'))
+      else if (outcome.error.code === 'unavailable') dropRun(run, outcome.error)
+      else finish(run, { kind: 'failed', error: encodeError(outcome.error) })
     },
   })
 }
@@ -198,8 +277,16 @@ export function writeEntry(run: LiveRun, entry: Partial<JournalEntry>, then: (re
 /** Gives the code its next result, if it is durable and the code has called for it. */
 function deliver(run: LiveRun): void {
   if (run.turning || run.over) return
-  const result = run.results[run.delivered]
+  let result = run.results[run.delivered]
+  while (result !== undefined && (result.void === true || run.dropped.has(result.pos))) {
+    run.delivered += 1
+    result = run.results[run.delivered]
+  }
   if (result === undefined || !result.durable) return
+  if (result.pos === CANCEL_POS) {
+    deliverCancel(run, result)
+    return
+  }
   const call = run.calls.get(result.pos)
   if (call === undefined) return
   run.delivered += 1
@@ -208,6 +295,37 @@ function deliver(run: LiveRun): void {
   stir(run)
   startTurn(run)
   call.settle(result)
+}
+
+/**
+ * Asks the code to end: written like a result, so that a replay cancels at the same point. Then every open call rejects,
+ * once; what the code does after that (cleanup) works as ever.
+ */
+export function cancelRun(run: LiveRun, code: 'cancelled' | 'timed_out'): void {
+  if (run.cancelling || run.over) return
+  run.cancelling = true
+  const message = code === 'cancelled' ? 'The run was cancelled' : 'The run took longer than its timeout'
+  const call = { pos: CANCEL_POS, kind: 'cancel', name: code, attempt: 1, ms: null }
+  const { row, slot } = nextResult(run, call, { error: encodeError(new MillraceError(code, message)) })
+  writeEntry(run, { steps: [row] }, () => {
+    slot.durable = true
+    deliver(run)
+  })
+}
+
+function deliverCancel(run: LiveRun, result: Result): void {
+  run.delivered += 1
+  run.now = result.at
+  const open = [...run.calls.values()]
+  for (const { pos } of open) run.dropped.add(pos)
+  run.calls.clear()
+  run.expecting.clear()
+  stir(run)
+  startTurn(run)
+  run.controller?.abort(result.error)
+  run.controller = null
+  run.runner.cancelChildren([...run.children.values()])
+  for (const call of open) call.settle({ ...result, pos: call.pos })
 }
 
 /** Runs whose code is at work: all of them are through when the event loop comes round. */
@@ -230,22 +348,30 @@ function endTurns(): void {
 }
 
 export function finish(run: LiveRun, end: RunEnd): void {
+  if (end.kind === 'continued') run.runner.place(end.next)
   run.over = true
   stir(run)
+  clearTimeout(run.deadlineTimer)
+  if (end.kind !== 'stuck') run.runner.cancelChildren([...run.children.values()])
   run.controller?.abort(new MillraceError('conflict', 'The run has ended'))
   const row: FinishRow = {
     runId: run.row.runId,
     epoch: run.row.epoch,
     status: end.kind,
-    output: end.kind === 'completed' ? end.output : null,
+    output: end.kind === 'completed' ? end.output : end.kind === 'continued' ? JSON.stringify(end.next.runId) : null,
     error: 'error' in end ? end.error : null,
-    state: null,
   }
+  // The parent goes on when its child has really ended.
+  const wakesParent = run.row.parentId !== null && end.kind !== 'continued' && end.kind !== 'stuck'
   run.runner.journal.write({
     runId: run.row.runId,
     epoch: run.row.epoch,
     finish: row,
-    ...(run.row.parentId === null ? {} : { wake: run.row.parentId }),
+    ...(wakesParent ? { wake: run.row.parentId! } : {}),
+    ...(end.kind === 'continued' ? { starts: [end.next] } : {}),
+    ...(end.kind !== 'stuck' && (run.row.wakes > 0 || run.mailTaken.size > 0 || run.expecting.size > 0)
+      ? { forget: run.row.runId }
+      : {}),
     settle: (outcome) => {
       run.runner.live.delete(run.row.runId)
       if (outcome.kind === 'written') run.runner.ended(run, end)
@@ -257,6 +383,7 @@ export function finish(run: LiveRun, end: RunEnd): void {
 export function dropRun(run: LiveRun, reason: MillraceError): void {
   run.over = true
   stir(run)
+  clearTimeout(run.deadlineTimer)
   run.runner.live.delete(run.row.runId)
   run.controller?.abort(reason)
 }
@@ -306,6 +433,7 @@ function atRest(run: LiveRun): boolean {
     run.executing === 0 &&
     run.writing === 0 &&
     !run.turning &&
+    !run.unread &&
     !run.over &&
     run.calls.size > 0 &&
     run.delivered === run.results.length
@@ -314,7 +442,7 @@ function atRest(run: LiveRun): boolean {
 
 /** When a timer is next due, and whether anything outside may come before it. */
 function nextOf(run: LiveRun): { due: number; outside: boolean } {
-  let due = run.row.deadlineAt ?? Number.POSITIVE_INFINITY
+  let due = run.cancelling ? Number.POSITIVE_INFINITY : (run.row.deadlineAt ?? Number.POSITIVE_INFINITY)
   let outside = false
   for (const call of run.calls.values()) {
     if (call.dueAt !== null) due = Math.min(due, call.dueAt)
@@ -338,7 +466,7 @@ function ring(run: LiveRun): void {
 function park(run: LiveRun, due: number): void {
   const { runId, epoch, wakes } = run.row
   const dueAt = due === Number.POSITIVE_INFINITY ? null : due
-  writeEntry(run, { park: { runId, epoch, wakes, dueAt, state: null } }, (replies) => {
+  writeEntry(run, { park: { runId, epoch, wakes, dueAt } }, (replies) => {
     if (replies.some((reply) => reply.kind === 'parks')) {
       dropRun(run, new MillraceError('conflict', 'The run sleeps'))
       run.runner.parked(dueAt)

@@ -39,11 +39,21 @@ export function createResults(
     const waiters = waiting.get(runId)
     if (waiters === undefined) return
     waiting.delete(runId)
+    if (ending.status === 'continued') {
+      follow(waiters, JSON.parse(ending.output!))
+      return
+    }
     for (const waiter of waiters) {
       const error = failureOf(runId, ending)
       if (error === null) waiter.resolve(decode(ending.output))
       else waiter.reject(error)
     }
+  }
+  /** A run that continued as new ends when the last of its chain does. */
+  const follow = (waiters: Set<Waiter>, next: string) => {
+    const known = waiting.get(next)
+    waiting.set(next, known === undefined ? waiters : new Set([...known, ...waiters]))
+    if (!runsHere(next)) void look([next])
   }
   const look = async (runIds: string[]) => {
     if (runIds.length === 0) return

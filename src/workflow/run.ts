@@ -1,8 +1,10 @@
 /** A run's way in this process: begin or resume, call the workflow's function, write how it ended. */
 
-import { createContext } from './context.ts'
+import { describe, MillraceError } from '../errors.ts'
+import { Continuation, createContext } from './context.ts'
 import type { Workflow } from './define.ts'
 import {
+  cancelRun,
   finish,
   type LiveRun,
   type Recorded,
@@ -12,6 +14,7 @@ import {
   startTurn,
   stopStuck,
 } from './live.ts'
+import { newRun } from './start.ts'
 import { decode, decodeError, encode, encodeError } from './values.ts'
 
 /** Starts (or, with a history, resumes) a run whose lease this process has. */
@@ -26,24 +29,40 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
     calls: new Map(),
     nextPos: 0,
     nextOrd: 0,
-    now: row.createdAt,
+    now: timeOf(row.runId),
     executing: 0,
     writing: 0,
     turning: false,
     over: false,
     startedHere: false,
+    unread: row.epoch > 1 || row.wakes > 0,
     timer: undefined,
     restingSince: null,
-    cancelling: false,
+    cancelling: recorded.some((line) => line.kind === 'cancel'),
+    dropped: new Set(),
+    signals: new Map(),
+    signalsSeen: new Set(),
+    signalCalls: new Map(),
+    arrivals: new Map(),
+    expecting: new Map(),
+    children: new Map(),
+    mailTaken: new Map(),
+    compensations: [],
+    patches: new Map(),
+    deadlineTimer: undefined,
     controller: null,
     span: null,
   }
   if (recorded.length > 0) loadHistory(run, recorded)
   runner.live.set(row.runId, run)
+  armDeadline(run)
   startTurn(run)
   void execute(run)
   return run
 }
+
+/** A UUIDv7 begins with 48 bits of ms since 1970. */
+const timeOf = (runId: string) => Number.parseInt(runId.slice(0, 8) + runId.slice(9, 13), 16)
 
 function loadHistory(run: LiveRun, recorded: Recorded[]): void {
   for (const line of recorded) run.history.set(line.pos, line)
@@ -58,16 +77,62 @@ function loadHistory(run: LiveRun, recorded: Recorded[]): void {
   }))
 }
 
+/** A run that is at work cannot rest until its deadline, so the deadline has a timer of its own. */
+function armDeadline(run: LiveRun): void {
+  if (run.row.deadlineAt === null || run.cancelling) return
+  const wait = run.row.deadlineAt - run.runner.clock.now()
+  run.deadlineTimer = setTimeout(
+    () => (wait > TIMER_MS_MAX ? armDeadline(run) : cancelRun(run, 'timed_out')),
+    Math.min(Math.max(0, wait), TIMER_MS_MAX),
+  )
+}
+
+/** setTimeout takes 2^31 ms at most. */
+const TIMER_MS_MAX = 86_400_000
+
 async function execute(run: LiveRun): Promise<void> {
   let end: RunEnd
   try {
     const output = await run.workflow.body(createContext(run), decode(run.row.input))
-    end = { kind: 'completed', output: encode(output, `The result of ${run.row.name}`) }
+    end = output instanceof Continuation ? continued(run, output) : completed(run, output)
   } catch (error) {
-    end = { kind: 'failed', error: encodeError(error) }
+    end = await failed(run, error)
   }
   if (run.over) return
-  const forgotten = [...run.history.values()].find((line) => line.ord !== null)
-  if (forgotten !== undefined) return stopStuck(run, `ended after ${run.nextPos} calls`, forgotten)
-  finish(run, end)
+  const forgotten = [...run.history.values()].find((line) => line.ord !== null && line.pos >= 0)
+  if (forgotten !== undefined) stopStuck(run, `ended after ${run.nextPos} calls`, forgotten)
+  else finish(run, end)
+}
+
+const completed = (run: LiveRun, output: unknown): RunEnd => ({
+  kind: 'completed',
+  output: encode(output, `The result of ${run.row.name}`),
+})
+
+function continued(run: LiveRun, { input }: Continuation): RunEnd {
+  const { row, workflow } = run
+  const next = newRun(workflow, input, { queue: row.queue, priority: row.priority })
+  const shared = {
+    id: row.id,
+    generation: row.generation + 1,
+    parentId: row.parentId,
+    traceparent: row.traceparent,
+    chainId: row.chainId ?? row.runId,
+  }
+  return { kind: 'continued', next: { ...next, ...shared, concurrencyKey: row.concurrencyKey } }
+}
+
+/** Undoes, newest first, what the code has asked to have undone; one that fails does not keep the others from it. */
+async function failed(run: LiveRun, thrown: unknown): Promise<RunEnd> {
+  const failures: { name: string; error: string }[] = []
+  for (const { name, undo } of run.compensations)
+    try {
+      await undo()
+    } catch (error) {
+      failures.push({ name, error: describe(error) })
+    }
+  const cancelled = run.cancelling && thrown instanceof MillraceError && thrown.code === 'cancelled'
+  const error = JSON.parse(encodeError(thrown))
+  if (failures.length > 0) error.details = { ...error.details, notUndone: failures }
+  return { kind: cancelled ? 'cancelled' : 'failed', error: JSON.stringify(error) }
 }

@@ -1,7 +1,10 @@
 /** How runs begin: by a caller (group-committed), or by an event, in the transaction that inserts it. */
 
+import { sql } from 'drizzle-orm'
 import type pg from 'pg'
 import { uuidv7 } from 'uuidv7'
+import type { Transaction } from '../db/connect.ts'
+import { workflowRuns } from '../db/schema.ts'
 import { MillraceError } from '../errors.ts'
 import type { Workflow } from './define.ts'
 import { type Duration, milliseconds } from './durations.ts'
@@ -57,6 +60,8 @@ export function newRun(
     delayMs: options.delay === undefined ? null : milliseconds(options.delay),
     timeoutMs: options.timeout === undefined ? workflow.timeoutMs : milliseconds(options.timeout),
     parentId: null,
+    chainId: null,
+    createdAt: 0,
   }
 }
 
@@ -79,6 +84,29 @@ export function insertRun(journal: Journal, row: StartRow): Promise<boolean> {
       },
     })
   })
+}
+
+/**
+ * Inserts a run in a transaction of the caller's: it exists if and only if that commits, and starts within a sweep.
+ * @returns false when another run has its id
+ */
+export async function insertRunIn(tx: Transaction, row: StartRow): Promise<boolean> {
+  const after = (ms: number | null) => (ms === null ? null : sql`clock_timestamp() + ${ms}::float8 * interval '1 ms'`)
+  const json = (text: string | null) => (text === null ? null : sql`${text}::json`)
+  const inserted = await tx
+    .insert(workflowRuns)
+    .values({
+      ...row,
+      status: row.delayMs === null ? 'queued' : 'waiting',
+      input: json(row.input),
+      attributes: row.attributes === null ? null : sql`${row.attributes}::jsonb`,
+      dueAt: after(row.delayMs),
+      deadlineAt: after(row.timeoutMs),
+      createdAt: sql`clock_timestamp()`,
+    })
+    .onConflictDoNothing()
+    .returning({ runId: workflowRuns.runId })
+  return inserted.length === 1
 }
 
 export async function exists(pool: pg.Pool, runId: string): Promise<boolean> {

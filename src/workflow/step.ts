@@ -1,9 +1,11 @@
 /** One step: attempt, time out, retry, record. */
 
+import { inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
 import { backoffMs, type Retry } from './backoff.ts'
 import { type Duration, milliseconds } from './durations.ts'
-import { awaitResult, type LiveRun, openCall, rest, writeEntry, writeResult } from './live.ts'
+import { awaitResult, type LiveRun, nextResult, openCall, rest, settleResult, writeEntry, writeResult } from './live.ts'
+import { isRecorded, recordIn } from './record.ts'
 import { encode, encodeError } from './values.ts'
 
 /**
@@ -35,31 +37,84 @@ export function callStep<T>(run: LiveRun, name: string, work: StepFunction<T>, o
   const result = awaitResult(run, { pos, kind: 'step', name })
   if (run.over || (recorded !== undefined && recorded.ord !== null)) return result as Promise<T>
   const step: Step = { pos, kind: 'step', name, attempt: (recorded?.attempt ?? 0) + 1, ms: null }
-  if (recorded?.dueAt == null) void attempt(run, step, work, options)
-  else waitForRetry(run, step, recorded.dueAt, () => attempt(run, step, work, options))
+  begin(run, step, recorded?.dueAt ?? null, options, (of) => attemptStep(run, of, work, options))
   return result as Promise<T>
 }
 
-async function attempt<T>(run: LiveRun, step: Step, work: StepFunction<T>, options: StepOptions): Promise<void> {
+/**
+ * Writes of the user and the step's record in one transaction: both or neither, so the work is done exactly once.
+ * @throws MillraceError `step_failed` as run.step does
+ */
+export function callTransaction<T>(
+  run: LiveRun,
+  name: string,
+  work: (tx: Transaction) => Promise<T>,
+  options: Pick<StepOptions, 'retry'>,
+): Promise<T> {
+  const { pos, recorded } = openCall(run, 'step', name)
+  const result = awaitResult(run, { pos, kind: 'step', name })
+  if (run.over || (recorded !== undefined && recorded.ord !== null)) return result as Promise<T>
+  const step: Step = { pos, kind: 'step', name, attempt: (recorded?.attempt ?? 0) + 1, ms: null }
+  begin(run, step, recorded?.dueAt ?? null, options, (of) => attemptTransaction(run, of, work))
+  return result as Promise<T>
+}
+
+/** Does the work once and records its result; throws when the work fails. */
+type Perform = (step: Step) => Promise<void>
+
+function begin(run: LiveRun, step: Step, dueAt: number | null, options: StepOptions, perform: Perform): void {
+  if (dueAt === null) void attempt(run, step, options, perform)
+  else waitForRetry(run, step, dueAt, () => attempt(run, step, options, perform))
+}
+
+async function attempt(run: LiveRun, step: Step, options: StepOptions, perform: Perform): Promise<void> {
+  if (run.over || !run.calls.has(step.pos)) return
   run.executing += 1
   const startedAt = performance.now()
-  let value: T
-  let output: string | null
   try {
-    value = await attemptOnce(run, step, work, options)
-    output = encode(value, `The result of step '${step.name}'`)
+    await perform(step)
+    run.executing -= 1
   } catch (error) {
     run.executing -= 1
-    failed(run, { ...step, ms: performance.now() - startedAt }, error, work, options)
-    return
+    failed(run, { ...step, ms: performance.now() - startedAt }, error, options, perform)
   }
-  run.executing -= 1
+}
+
+async function attemptStep<T>(run: LiveRun, step: Step, work: StepFunction<T>, options: StepOptions): Promise<void> {
+  const startedAt = performance.now()
+  const value = await attemptOnce(run, step, work, options)
+  const output = encode(value, `The result of step '${step.name}'`)
   step.ms = performance.now() - startedAt
   writeResult(run, step, { value, output })
 }
 
-function failed<T>(run: LiveRun, step: Step, error: unknown, work: StepFunction<T>, options: StepOptions): void {
-  if (run.over) return
+async function attemptTransaction<T>(run: LiveRun, step: Step, work: (tx: Transaction) => Promise<T>): Promise<void> {
+  const startedAt = performance.now()
+  let slot: ReturnType<typeof nextResult>['slot'] | undefined
+  try {
+    await inTransaction(run.runner.db, async (tx) => {
+      const value = await work(tx)
+      const output = encode(value, `The result of transaction '${step.name}'`)
+      if (run.over || !run.calls.has(step.pos)) throw new MillraceError('conflict', 'The run no longer waits for it')
+      const next = nextResult(run, { ...step, ms: performance.now() - startedAt }, { value, output })
+      slot = next.slot
+      if (!(await recordIn(tx, run.runner.journal.worker!, next.row)))
+        throw new MillraceError('conflict', 'The lease is lost')
+    })
+    if (slot !== undefined) settleResult(run, slot)
+  } catch (error) {
+    // A connection lost at COMMIT leaves open whether it was one.
+    if (slot !== undefined && sqlStateOf(error) === undefined && (await isRecorded(run, step.pos)))
+      settleResult(run, slot)
+    else {
+      if (slot !== undefined) slot.void = true
+      throw error
+    }
+  }
+}
+
+function failed(run: LiveRun, step: Step, error: unknown, options: StepOptions, perform: Perform): void {
+  if (run.over || !run.calls.has(step.pos)) return
   const retry = options.retry ?? {}
   const final =
     (error as { [NON_RETRYABLE]?: boolean } | null)?.[NON_RETRYABLE] === true || retry.unless?.(error) === true
@@ -74,7 +129,7 @@ function failed<T>(run: LiveRun, step: Step, error: unknown, work: StepFunction<
   const row = { ...step, runId, epoch, ord: null, output: null, error: encodeError(error), dueAt, at }
   writeEntry(run, { steps: [row] }, () => {
     const next = { ...step, attempt: step.attempt + 1 }
-    waitForRetry(run, next, dueAt, () => attempt(run, next, work, options))
+    waitForRetry(run, next, dueAt, () => attempt(run, next, options, perform))
   })
 }
 
@@ -119,7 +174,7 @@ function attemptOnce<T>(run: LiveRun, step: Step, work: StepFunction<T>, options
 }
 
 /** Aborts when the run is cancelled, lost or over. Made when first asked for: most steps never do. */
-function runSignal(run: LiveRun): AbortSignal {
+export function runSignal(run: LiveRun): AbortSignal {
   run.controller ??= new AbortController()
   return run.controller.signal
 }

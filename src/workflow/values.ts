@@ -68,7 +68,12 @@ function safely(value: unknown): string | null {
  */
 export function decodeError(text: string, fallback: 'step_failed' | 'run_failed'): MillraceError {
   const { name, message, code, details, stack } = JSON.parse(text) as ErrorRecord
-  const known = code === 'cancelled' || code === 'timed_out' || code === 'nondeterminism' || code === 'step_failed'
+  const known =
+    code === 'run_failed' ||
+    code === 'cancelled' ||
+    code === 'timed_out' ||
+    code === 'nondeterminism' ||
+    code === 'step_failed'
   const error = new MillraceError(known ? code : fallback, message, {
     details: {
       ...(typeof details === 'object' && details !== null ? details : {}),

@@ -1,0 +1,2 @@
+ALTER TABLE "workflow_runs" ADD COLUMN "chain_id" uuid;--> statement-breakpoint
+CREATE INDEX "workflow_runs_chain" ON "workflow_runs" USING btree ("chain_id") WHERE "workflow_runs"."chain_id" is not null;

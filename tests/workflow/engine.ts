@@ -1,0 +1,55 @@
+/** The engines of a test file, over its own servers. */
+
+import type { Engine, EngineOptions, Workflow } from '../../src/index.ts'
+import { startEngine } from '../../src/index.ts'
+import type { Servers } from '../servers.ts'
+
+export type Engines = {
+  start: (workflows: Workflow[], options?: EngineOptions & { alone?: boolean }) => Promise<Engine>
+  errors: string[]
+  stop: () => Promise<void>
+}
+
+/** Short leases, so that no test waits for long ones. `alone`: without NATS. */
+export function enginesOf(servers: Servers): Engines {
+  const engines: Engine[] = []
+  const errors: string[] = []
+  return {
+    errors,
+    async start(workflows, { alone = false, ...options } = {}) {
+      const engine = await startEngine(
+        {
+          database: servers.database,
+          databaseUrl: servers.config.DATABASE_URL,
+          broker: alone ? null : servers.broker,
+          onError: (error, doing) => errors.push(`${doing}: ${String(error)}`),
+        },
+        { workflows, leaseMs: 2_000, sweepMs: 100, ...options },
+      )
+      engines.push(engine)
+      return engine
+    },
+    async stop() {
+      for (const engine of engines) await engine.stop()
+    },
+  }
+}
+
+/** Asks until it is so; the runner's time limit ends what never is. */
+export async function until<T>(ask: () => T | Promise<T>): Promise<NonNullable<T>> {
+  for (;;) {
+    const answer = await ask()
+    if (answer) return answer
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  }
+}
+
+/** The code of the error that a promise rejects with. */
+export async function codeOf(promise: Promise<unknown>): Promise<string> {
+  try {
+    await promise
+  } catch (error) {
+    return (error as { code?: string }).code ?? String(error)
+  }
+  throw new Error('it did not reject')
+}
