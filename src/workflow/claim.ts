@@ -5,14 +5,15 @@ import type { Recorded, RunRow } from './live.ts'
 
 /**
  * Runs whose time has come go before those in the queue: they have begun. Only code that this worker has loaded is
- * taken, and only while its lease holds.
+ * taken, and only while its lease holds. The time is the statement's: clock_timestamp() is volatile, and the index on
+ * due times would be read whole.
  */
 const CLAIM = `
   with lease as materialized (select id from workflow_workers where id = $1 for key share),
   codes as (select name, version from unnest($3::text[], $4::text[]) c(name, version)),
   due as materialized (
     select run_id from workflow_runs
-    where status = 'waiting' and due_at <= clock_timestamp() and queue = $2 and (name, version) in (select * from codes)
+    where status = 'waiting' and due_at <= statement_timestamp() and queue = $2 and (name, version) in (select * from codes)
     order by due_at limit $5 for update skip locked),
   queued as materialized (
     select run_id from workflow_runs
