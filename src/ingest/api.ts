@@ -5,6 +5,7 @@ import type { Broker } from '../broker/connect.ts'
 import { readQueue } from '../broker/queue.ts'
 import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
+import { describe } from '../errors.ts'
 import { answerErrors } from '../http/errors.ts'
 import { openapiRoutes } from '../http/openapi.ts'
 import type { Routes } from '../http/routes.ts'
@@ -24,18 +25,26 @@ import { probeRoutes, statusRoutes } from './status.ts'
 
 export type ApiDeps = { db: Database; broker: Broker; publisher: Publisher; log: Log; telemetry: Telemetry }
 
+/** nats-server counts them as part of a message: identity within KEY_BYTES_MAX of validate.ts, trace, batch. */
+const HEADERS_BYTES_MAX = 4_096
+
 /**
  * Starts everything the API needs and listens on HOST:PORT.
  * @param more  routes of other parts, such as the workflows'
  * @returns the port, and `close`, which lets requests in progress finish
  */
-export async function startApi(deps: ApiDeps, config: Config, more: Routes[] = []) {
+export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = []) {
   const { db, broker, log, telemetry } = deps
+  const config = { ...given, EVENT_BYTES_MAX: Math.min(given.EVENT_BYTES_MAX, eventBytesMaxOf(broker)) }
+  if (config.EVENT_BYTES_MAX < given.EVENT_BYTES_MAX)
+    log.warn({ bytes: config.EVENT_BYTES_MAX }, 'max_payload of nats-server allows smaller events than EVENT_BYTES_MAX')
   const schemas = await openSchemas({ db, broker, log }, config)
   const commits = createCommitWait({ db, broker, log }, config)
   const depth = createDepth({ broker }, config)
 
   const app = new Koa<TracedState>()
+  // Koa would print it: an answer that could not be sent, mostly because the client has gone.
+  app.on('error', (error) => log.warn({ error: describe(error) }, 'an answer was not delivered'))
   telemetry.metrics.observeQueue(() => readQueue(broker))
   app.use(observeRequests(telemetry)).use(serveMetrics(telemetry)).use(answerErrors({ log }))
   const routes = [
@@ -58,6 +67,9 @@ export async function startApi(deps: ApiDeps, config: Config, more: Routes[] = [
   }
   return { port: server.port, close }
 }
+
+/** A larger message would cost the connection. */
+const eventBytesMaxOf = ({ nc }: Broker): number => (nc.info?.max_payload ?? 1024 * 1024) - HEADERS_BYTES_MAX
 
 /** What a worker process serves to those who watch it: `/healthz`, `/readyz` and `/metrics`. */
 export async function startWorkerServer(deps: ReadinessDeps, config: Pick<Config, 'HOST' | 'PORT'>) {

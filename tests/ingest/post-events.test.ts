@@ -1,9 +1,12 @@
 import { once } from 'node:events'
 import { connect } from 'node:net'
+import { join } from 'node:path'
 import { brotliCompressSync, gzipSync, zstdCompressSync } from 'node:zlib'
 import { sql } from 'drizzle-orm'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { connectBroker } from '../../src/broker/connect.ts'
+import { startNats } from '../../src/embedded/nats.ts'
 import { startServers } from '../servers.ts'
 import { startService, until } from '../service.ts'
 
@@ -236,6 +239,53 @@ test('many wait at once, in requests of every size', async () => {
     assert.is(status, 200)
     assert.is(body.inserted, body.accepted)
   }
+})
+
+test('NDJSON of thousands waits for its rows too', async () => {
+  const lines = Array.from({ length: 1_500 }, (_, i) => JSON.stringify(event(`nw-${i % 1_400}`, { data: 0 }))).join(
+    '\n',
+  )
+  const { status, body } = await send(lines, { 'content-type': 'application/x-ndjson' }, '?wait=committed')
+  assert.is(status, 200)
+  assert.equal([body.accepted, body.inserted, body.duplicate], [1_500, 1_400, 100])
+})
+
+test('an event that nats-server would not take is 413, whatever EVENT_BYTES_MAX says', async () => {
+  const nats = await startNats(join(servers.dir, 'small'), { more: 'max_payload: 20000' })
+  const config = { ...servers.config, NATS_URL: nats.url, EVENT_BYTES_MAX: 512 * 1024 }
+  const broker = await connectBroker(config, 'test')
+  const small = await startService({ ...servers, broker }, config)
+  assert.is((await small.post(event('fits', { data: 'x'.repeat(15_000) }))).status, 202)
+  const refused = await small.post(event('fits-not', { data: 'x'.repeat(17_000) }))
+  assert.is(refused.status, 413)
+  assert.match(JSON.stringify(refused.body), /EVENT_BYTES_MAX=15904/)
+  await small.stop()
+  await broker.close()
+  await nats.stop()
+})
+
+test('closing refuses new connections and lets a request in progress finish', async () => {
+  const closing = await startService(servers, { BODY_IDLE_MS: 60_000 })
+  const port = Number(new URL(closing.url).port)
+  const body = JSON.stringify(event('last'))
+  const socket = connect(port, '127.0.0.1')
+  const head = `POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${body.length}`
+  socket.write(`${head}\r\n\r\n${body.slice(0, 5)}`)
+  await until(() => socket.bytesWritten > 0)
+  // The server has the request once it answers a later one.
+  await closing.get('/healthz')
+  const stopped = closing.stop()
+  await until(() =>
+    fetch(`${closing.url}/healthz`).then(
+      () => false,
+      () => true,
+    ),
+  )
+  socket.write(body.slice(5))
+  const [answer] = await once(socket, 'data')
+  assert.match(String(answer), /^HTTP\/1.1 202 [\s\S]*"status":"accepted","id":"last"/)
+  await stopped
+  await rowOf('last')
 })
 
 test.run()
