@@ -99,7 +99,7 @@ export const deadLetterAudit = pgTable(
 export const workflowRuns = pgTable(
   'workflow_runs',
   {
-    /** UUIDv7: sorts by creation, and its time is the run's first `now()`. */
+    /** UUIDv7: sorts by creation. */
     runId: uuid('run_id').primaryKey(),
     /** The caller's own id, if given; a new run under the same id is the next generation. */
     id: text(),

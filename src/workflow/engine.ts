@@ -134,7 +134,8 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
         await stopWorking()
         await journal.close()
         if (worker !== null) {
-          await endLease(pool, worker)
+          // If nobody answers, the lease runs out by itself.
+          await endLease(pool, worker).catch((error) => onError(error, 'ending the lease'))
           publishWakes(broker, { queues, runs: [] })
         }
         results.close()
@@ -219,7 +220,7 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
       runner.dispatch?.freed()
     },
     place: (row) => {
-      row.createdAt = clock.now()
+      row.createdAt = Math.floor(clock.now())
       const fits = live.size < place.runsMax && place.codes.has(codeOf(row)) && place.queues.includes(row.queue)
       if (fits && row.status === 'queued' && row.concurrencyKey === null && !runner.stopping) row.status = 'running'
     },

@@ -24,7 +24,7 @@ export type StartRow = {
   parentId: string | null
   /** The first run of a chain of continuations. */
   chainId: string | null
-  /** ms since 1970 on the database's clock, just before the insert. */
+  /** ms since 1970 on the database's clock, just before the insert: the run's first `now()`. */
   createdAt: number
 }
 
@@ -83,19 +83,19 @@ export const STATEMENTS = {
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share)
       insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input,
-        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id, chain_id)
+        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id, chain_id, created_at)
       select s.run_id, s.id, s.generation, s.name, s.version, s.queue, s.priority, s.concurrency_key, s.status, s.input,
         s.attributes, s.traceparent,
         case when s.status = 'running' then $1::uuid end,
         case when s.status = 'running' then 1 else 0 end,
         clock_timestamp() + s.delay_ms * interval '1 ms',
         clock_timestamp() + s.timeout_ms * interval '1 ms',
-        s.parent_id, s.chain_id
+        s.parent_id, s.chain_id, to_timestamp(s.created_at / 1000)
       from unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[],
         $10::text[], $11::json[], $12::jsonb[], $13::text[], $14::float8[], $15::float8[], $16::uuid[],
-        $17::uuid[])
+        $17::uuid[], $18::float8[])
         s(run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, attributes,
-          traceparent, delay_ms, timeout_ms, parent_id, chain_id)
+          traceparent, delay_ms, timeout_ms, parent_id, chain_id, created_at)
       where s.status <> 'running' or exists (select from lease)
       on conflict do nothing`,
     values: (worker, rows) => [
@@ -116,6 +116,7 @@ export const STATEMENTS = {
       rows.map((row) => row.timeoutMs),
       rows.map((row) => row.parentId),
       rows.map((row) => row.chainId),
+      rows.map((row) => row.createdAt),
     ],
   }),
 

@@ -29,7 +29,7 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
     calls: new Map(),
     nextPos: 0,
     nextOrd: 0,
-    now: timeOf(row.runId),
+    now: Math.floor(row.createdAt),
     executing: 0,
     writing: 0,
     turning: false,
@@ -60,9 +60,6 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
   void execute(run)
   return run
 }
-
-/** A UUIDv7 begins with 48 bits of ms since 1970. */
-const timeOf = (runId: string) => Number.parseInt(runId.slice(0, 8) + runId.slice(9, 13), 16)
 
 function loadHistory(run: LiveRun, recorded: Recorded[]): void {
   for (const line of recorded) run.history.set(line.pos, line)

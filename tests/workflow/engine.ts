@@ -36,10 +36,10 @@ export function enginesOf(servers: Servers): Engines {
 }
 
 /** Asks until it is so; the runner's time limit ends what never is. */
-export async function until<T>(ask: () => T | Promise<T>): Promise<NonNullable<T>> {
+export async function until<T>(ask: () => T | Promise<T>): Promise<Exclude<T, false | null | undefined>> {
   for (;;) {
     const answer = await ask()
-    if (answer) return answer
+    if (answer) return answer as Exclude<T, false | null | undefined>
     await new Promise((resolve) => setTimeout(resolve, 10))
   }
 }

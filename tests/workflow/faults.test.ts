@@ -1,0 +1,221 @@
+import { type ChildProcess, fork } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
+import { test } from 'uvu'
+import * as assert from 'uvu/assert'
+import { startRun, workflow } from '../../src/index.ts'
+import { startServers, startTestPostgres } from '../servers.ts'
+import { enginesOf, until } from './engine.ts'
+import { ledgered } from './ledger.ts'
+
+const servers = await startServers()
+const engines = enginesOf(servers)
+let restarted = async () => {}
+const workers = new Set<ChildProcess>()
+test.after(async () => {
+  for (const worker of workers) worker.kill('SIGKILL')
+  await engines.stop()
+  await servers.stop()
+  await restarted()
+})
+
+async function spawnWorker(ledger: string, nats = servers.config.NATS_URL): Promise<ChildProcess> {
+  const worker = fork(join(import.meta.dirname, 'ledger.ts'), [servers.config.DATABASE_URL, nats, ledger])
+  workers.add(worker)
+  worker.once('exit', () => workers.delete(worker))
+  await new Promise((resolve) => worker.once('message', resolve))
+  return worker
+}
+
+/** What the ledger and the journal must agree on, whatever was killed. */
+async function judge(ledger: string, runs: { runId: string }[]): Promise<{ executions: number; recorded: number }> {
+  const executions = new Map<string, string[]>()
+  let count = 0
+  for (const line of readFileSync(ledger, 'utf8').trim().split('\n')) {
+    const [runId, ...rest] = line.split(' ')
+    const token = rest.pop()!
+    const step = `${runId} ${rest.join(' ')}`
+    executions.set(step, [...(executions.get(step) ?? []), token])
+    count += 1
+  }
+  const { rows: steps } = await servers.database.pool.query(
+    `select run_id, name, output from workflow_steps where kind = 'step'`,
+  )
+  for (const { run_id, name, output } of steps) {
+    const tokens = executions.get(`${run_id} ${name}`)!
+    assert.is(tokens.at(-1), output, `step ${name} of ${run_id} ran again after it was recorded`)
+  }
+  const { rows } = await servers.database.pool.query(
+    `select run_id, status, output->>'n' as n from workflow_runs where name = 'ledgered'`,
+  )
+  assert.is(rows.length, runs.length)
+  assert.is(rows.filter((row) => row.status === 'completed').length, runs.length)
+  assert.is(new Set(rows.map((row) => row.n)).size, runs.length)
+  return { executions: count, recorded: steps.length }
+}
+
+test('1,000 runs complete while their workers are killed at random points', async () => {
+  const ledger = join(servers.dir, 'ledger')
+  writeFileSync(ledger, '')
+  const starter = await engines.start([])
+  const pool = await Promise.all([spawnWorker(ledger), spawnWorker(ledger), spawnWorker(ledger)])
+  let done = false
+  let kills = 0
+  const killing = (async () => {
+    while (!done) {
+      await pause(Math.random() * 500)
+      if (done) return
+      const n = Math.floor(Math.random() * pool.length)
+      pool[n]!.kill('SIGKILL')
+      kills += 1
+      pool[n] = await spawnWorker(ledger)
+    }
+  })()
+  const definition = ledgered(ledger)
+  const handles = await Promise.all(
+    Array.from({ length: 1_000 }, async (_, n) => {
+      await pause(n * 6)
+      return startRun(starter, definition, n)
+    }),
+  )
+  const results = (await Promise.all(handles.map((handle) => handle.result()))) as { n: number }[]
+  done = true
+  await killing
+  assert.equal(
+    results.map((result) => result.n),
+    handles.map((_, n) => n),
+  )
+  const { executions, recorded } = await judge(ledger, handles)
+  console.log(`${kills} kills, ${executions} executions for ${recorded} recorded steps`)
+  assert.ok(kills > 3)
+  for (const worker of workers) worker.kill('SIGKILL')
+})
+
+test('a paused worker that wakes after its lease can record nothing', async () => {
+  const ledger = join(servers.dir, 'ledger-2')
+  writeFileSync(ledger, '')
+  await servers.database.pool.query(`delete from workflow_runs; delete from workflow_steps`)
+  const starter = await engines.start([])
+  const paused = await spawnWorker(ledger)
+  const definition = ledgered(ledger)
+  const handles = await Promise.all(Array.from({ length: 100 }, (_, n) => startRun(starter, definition, n)))
+  await pause(60)
+  paused.kill('SIGSTOP')
+  await spawnWorker(ledger)
+  // The second worker has ended the first one's lease once it runs one of its runs.
+  await until(async () => {
+    const { rows } = await servers.database.pool.query(
+      `select 1 from workflow_runs where name = 'ledgered' and epoch > 1 limit 1`,
+    )
+    return rows.length === 1
+  })
+  paused.kill('SIGCONT')
+  await Promise.all(handles.map((handle) => handle.result()))
+  // Executions of the paused worker may come after the record, since it did not know; its records may not.
+  const { rows } = await servers.database.pool.query(
+    `select count(*)::int as n, count(distinct (run_id, pos))::int as places from workflow_steps where kind = 'step'`,
+  )
+  assert.is(rows[0].n, rows[0].places)
+  const ended = await servers.database.pool.query(
+    `select count(*)::int as n from workflow_runs where name = 'ledgered' and status = 'completed'`,
+  )
+  assert.is(ended.rows[0].n, 100)
+  for (const worker of workers) worker.kill('SIGKILL')
+})
+
+test('of two workers that fight over one run, the epoch decides', async () => {
+  let released = () => {}
+  const held = new Promise<void>((resolve) => {
+    released = resolve
+  })
+  const ran: string[] = []
+  const fought = (name: string, wait: Promise<void>) =>
+    workflow('fought', async (run) => {
+      const first = await run.step('first', async () => {
+        ran.push(name)
+        await wait
+        return name
+      })
+      return run.step('second', () => `${first} then ${name}`)
+    })
+  const slow = await engines.start([fought('old', held)])
+  const handle = await startRun(slow, fought('old', held), null)
+  await until(() => ran.length === 1)
+  // Another believes the first is dead.
+  await servers.database.pool.query(`update workflow_runs set status = 'queued', worker = null where run_id = $1`, [
+    handle.runId,
+  ])
+  await engines.start([fought('new', Promise.resolve())])
+  await until(async () => (await handle.status()).status === 'completed' || (ran.length > 2 && released()))
+  released()
+  const status = await handle.status()
+  assert.is(status.status, 'completed')
+  const { rows } = await servers.database.pool.query(
+    `select output from workflow_steps where run_id = $1 order by pos`,
+    [handle.runId],
+  )
+  const winner = rows[0].output
+  assert.equal(
+    rows.map((row) => row.output),
+    [winner, `${winner} then ${winner}`],
+  )
+})
+
+test('jumps of the machine clock move no timer and no time of a run', async () => {
+  const jumps = workflow('jumps', async (run) => {
+    const times = [run.now()]
+    for (const name of ['a', 'b', 'c']) {
+      await run.step(name, () => name)
+      await run.sleep(60)
+      times.push(run.now())
+    }
+    return times
+  })
+  const engine = await engines.start([jumps])
+  const realNow = Date.now
+  const startedAt = realNow()
+  try {
+    Date.now = () => realNow() + 86_400_000
+    const handle = await startRun(engine, jumps, null)
+    await until(
+      async () => (await servers.database.pool.query(`select 1 from workflow_steps where name = 'b'`)).rowCount,
+    )
+    Date.now = () => realNow() - 86_400_000
+    const times = (await handle.result()) as number[]
+    assert.equal(
+      times,
+      [...times].sort((a, b) => a - b),
+    )
+    assert.ok(times[0]! > startedAt - 3_600_000 && times.at(-1)! < startedAt + 3_600_000)
+  } finally {
+    Date.now = realNow
+  }
+})
+
+test('runs outlive a restart of Postgres', async () => {
+  const outlives = workflow('outlives', async (run, n: number) => {
+    let sum = n
+    for (let k = 0; k < 5; k += 1) {
+      sum = await run.step(`add ${k}`, async () => {
+        await pause(20)
+        return sum + 1
+      })
+      await run.sleep(10)
+    }
+    return sum
+  })
+  const engine = await engines.start([outlives])
+  const handles = await Promise.all(Array.from({ length: 100 }, (_, n) => startRun(engine, outlives, n)))
+  servers.postgres.process.kill('SIGKILL')
+  await new Promise((resolve) => servers.postgres.process.once('exit', resolve))
+  const again = await startTestPostgres(join(servers.dir, 'pg'), { port: servers.postgres.port })
+  process.once('exit', () => again.process.kill('SIGKILL'))
+  restarted = again.stop
+  assert.equal(
+    await Promise.all(handles.map((handle) => handle.result())),
+    handles.map((_, n) => n + 5),
+  )
+})
+
+test.run()
