@@ -66,12 +66,7 @@ export const variables = {
   SCHEMA_DIR: text('', 'folder of JSON Schemas, <type>/<version>.json, stored at start; empty: none'),
   COMMIT_WAIT_MS: number(10_000, 1, 300_000, 'ms that ?wait=committed waits before it answers 202'),
 
-  WORKER_PORT: number(
-    8081,
-    0,
-    65535,
-    'port of a worker process for /healthz, /readyz and /metrics; 0 takes a free one',
-  ),
+  WORKER_PORT: number(0, 0, 65535, 'port of a worker process for /healthz, /readyz and /metrics; 0 takes a free one'),
   WORKER_POOL_SIZE: number(4, 1, 256, 'pull workers per process'),
   WORKER_ADAPTIVE: flag(true, 'let batch size and linger follow the load; false keeps the fixed values below'),
   WORKER_BATCH_SIZE: number(

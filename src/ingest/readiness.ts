@@ -41,13 +41,11 @@ async function probe(answer: Promise<unknown>): Promise<string> {
 }
 
 function checkWorkers({ pool }: Telemetry): string {
-  const troubled = pool.report().workers.filter((worker) => worker.stuck || worker.state === 'dead')
-  if (troubled.length === 0) return 'ok'
-  return troubled
-    .map((worker) =>
-      worker.stuck
-        ? `worker ${worker.worker} is stuck at a batch for ${Math.round(worker.busyMs / 1_000)} s`
-        : `worker ${worker.worker} died: ${worker.lastError}`,
-    )
-    .join('; ')
+  const troubles: string[] = []
+  for (const { worker, state, stuck, busyMs, lastError } of pool.report().workers) {
+    if (stuck) troubles.push(`worker ${worker} is stuck at a batch for ${Math.round(busyMs / 1_000)} s`)
+    else if (state === 'holding') troubles.push(`worker ${worker} holds its batch: ${lastError}`)
+    else if (state === 'dead') troubles.push(`worker ${worker} died: ${lastError}`)
+  }
+  return troubles.length === 0 ? 'ok' : troubles.join('; ')
 }

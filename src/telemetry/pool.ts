@@ -65,16 +65,15 @@ type Worker = {
   rate: number
 }
 
-/** A batch that is being inserted for this long is stuck: it is kept alive at JetStream, so no one else takes it. */
-const STUCK_MS = 60_000
 /** Weight of the newest second in the rate. */
 const WEIGHT = 0.3
 
 /**
  * A pool whose workers have not started yet.
+ * @param stuckMs  a worker at one batch for longer is stuck: the batch is kept alive at JetStream, so no one else takes it
  * @param now  a monotonic clock in ms
  */
-export function createPool(size: number, now: () => number = () => performance.now()): Pool {
+export function createPool(size: number, stuckMs: number, now: () => number = () => performance.now()): Pool {
   const startedAt = new Date().toISOString()
   const workers: Worker[] = Array.from({ length: size }, () => ({
     state: 'ended',
@@ -112,7 +111,7 @@ export function createPool(size: number, now: () => number = () => performance.n
       state: worker.state,
       inFlight: worker.inFlight,
       busyMs,
-      stuck: worker.state !== 'holding' && busyMs > STUCK_MS,
+      stuck: worker.state !== 'holding' && busyMs > stuckMs,
       committed: worker.committed,
       eventsPerSecond: Math.round(worker.rate),
       errors: worker.errors,

@@ -28,7 +28,7 @@ export async function startTelemetry(
     for (const end of ended)
       if (end.status === 'rejected') deps.log.warn({ error: String(end.reason) }, 'telemetry lost')
   }
-  const pool = createPool(config.WORKER_POOL_SIZE)
+  const pool = createPool(config.WORKER_POOL_SIZE, 2 * config.ACK_WAIT_MS)
   metrics.observePool(pool.report)
   return { metrics, tracing, pool, stop }
 }

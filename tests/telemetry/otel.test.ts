@@ -26,7 +26,7 @@ async function exposed(): Promise<Set<string>> {
   metrics.deadLettered('22P05')
   metrics.suspected(true)
   metrics.observeQueue(async () => ({ depth: 1, lagSeconds: 1, unacknowledged: 1 }))
-  const pool = createPool(1)
+  const pool = createPool(1, 60_000)
   pool.started(0)
   metrics.observePool(pool.report)
   const text = await metrics.render()

@@ -88,6 +88,7 @@ test('latency is told by type and time, and a wrong time is refused', async () =
   const wrong = await service.get('/v1/stats/latency?from=yesterday')
   assert.is(wrong.status, 400)
   assert.match(wrong.body.message, 'Parameter from must match')
+  assert.is((await service.get('/v1/stats/latency?from=2016-12-31T23:59:60Z')).status, 400)
 })
 
 test('what happens is counted: accepted, rejected by code, committed, duplicates', async () => {

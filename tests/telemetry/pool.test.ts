@@ -6,7 +6,7 @@ const workers = (pool: ReturnType<typeof createPool>) => pool.report().workers
 
 test('a worker is stuck when one batch takes longer than any batch does', () => {
   let nowMs = 0
-  const pool = createPool(2, () => nowMs)
+  const pool = createPool(2, 60_000, () => nowMs)
   pool.started(0)
   pool.took(0, 100)
   nowMs = 60_000
@@ -22,7 +22,7 @@ test('a worker is stuck when one batch takes longer than any batch does', () => 
 
 test('a worker that waits for Postgres is holding, not stuck', () => {
   let nowMs = 0
-  const pool = createPool(1, () => nowMs)
+  const pool = createPool(1, 60_000, () => nowMs)
   pool.started(0)
   pool.took(0, 5)
   pool.held(0, '57P03 the database system is starting up')
@@ -36,7 +36,7 @@ test('a worker that waits for Postgres is holding, not stuck', () => {
 
 test('the rate follows what is committed and falls back to nothing', () => {
   let nowMs = 0
-  const pool = createPool(1, () => nowMs)
+  const pool = createPool(1, 60_000, () => nowMs)
   pool.started(0)
   for (let second = 0; second < 20; second++) {
     nowMs += 1_000
@@ -53,7 +53,7 @@ test('the rate follows what is committed and falls back to nothing', () => {
 })
 
 test('draining shows until the worker has ended', () => {
-  const pool = createPool(1)
+  const pool = createPool(1, 60_000)
   assert.is(workers(pool)[0]!.state, 'ended')
   pool.started(0)
   assert.is(workers(pool)[0]!.state, 'pulling')
