@@ -58,12 +58,16 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   const broker = await connectBroker(config, 'api')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
-  const server = await startApi({ db: database.db, broker, publisher, log, telemetry }, config)
+  const jobs = await startJobs(config.DATABASE_URL, {
+    onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
+  })
+  const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config)
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
   log.info('stopping')
   await server.close()
   await publisher.drain()
+  await jobs.stop()
   await broker.close()
   await database.close()
 }

@@ -20,8 +20,8 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
   const telemetry = await startTelemetry({ log }, config, 'millrace-test')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
-  const server = await startApi({ db, broker, publisher, log, telemetry }, config)
   const jobs = await startJobs(config.DATABASE_URL)
+  const server = await startApi({ db, broker, jobs, publisher, log, telemetry }, config)
   const stopping = new AbortController()
   const working = consume({ db, broker, jobs, log, telemetry }, config, stopping.signal)
   const url = `http://127.0.0.1:${server.port}`
@@ -47,8 +47,8 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
     stop: async () => {
       stopping.abort()
       await working
-      await jobs.stop()
       await server.close()
+      await jobs.stop()
       await publisher.drain()
       await telemetry.stop()
     },

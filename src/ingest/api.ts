@@ -1,6 +1,7 @@
 /** The HTTP API of ingestion: which routes there are, and what stands around them. */
 
 import Koa from 'koa'
+import type { PgBoss } from 'pg-boss'
 import type { Broker } from '../broker/connect.ts'
 import { readQueue } from '../broker/queue.ts'
 import type { Config } from '../config.ts'
@@ -13,6 +14,7 @@ import { listen } from '../http/server.ts'
 import { observeRequests, serveMetrics, type TracedState } from '../telemetry/http.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { createCommitWait } from './commit-wait.ts'
+import { deadLetterRoutes } from './dead-letter-routes.ts'
 import { createDepth } from './depth.ts'
 import { eventReadRoutes } from './event-read.ts'
 import type { Log } from './log.ts'
@@ -23,7 +25,14 @@ import { schemaRoutes } from './schema-routes.ts'
 import { openSchemas } from './schemas.ts'
 import { probeRoutes, statusRoutes } from './status.ts'
 
-export type ApiDeps = { db: Database; broker: Broker; publisher: Publisher; log: Log; telemetry: Telemetry }
+export type ApiDeps = {
+  db: Database
+  broker: Broker
+  jobs: PgBoss
+  publisher: Publisher
+  log: Log
+  telemetry: Telemetry
+}
 
 /** nats-server counts them as part of a message: identity within KEY_BYTES_MAX of validate.ts, trace, batch. */
 const HEADERS_BYTES_MAX = 4_096
@@ -53,6 +62,7 @@ export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = []
     schemaRoutes({ db, schemas }, config),
     statusRoutes(deps),
     probeRoutes(deps, 'api'),
+    deadLetterRoutes({ ...deps, schemas }, config),
     ...more,
   ]
   for (const { router } of [...routes, openapiRoutes(routes)]) app.use(router.routes()).use(router.allowedMethods())
