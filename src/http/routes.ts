@@ -4,7 +4,7 @@
  */
 
 import type { Router } from '@koa/router'
-import { Ajv, type AnySchemaObject } from 'ajv'
+import { Ajv, type AnySchemaObject, type SchemaObject } from 'ajv'
 import addFormats from 'ajv-formats'
 import { MillraceError } from '../errors.ts'
 import type { TracedState } from '../telemetry/http.ts'
@@ -43,6 +43,28 @@ export function parameterReader<T extends object>(parameters: Parameters): (give
       keyword === 'additionalProperties'
         ? `There is no parameter '${params.additionalProperty}' here; known: ${known}`
         : `Parameter ${instancePath.slice(1) || 'list'} ${message}`,
+    )
+  }
+}
+
+const strictAjv = new Ajv({ useDefaults: true, strict: true, strictRequired: false })
+addFormats.default(strictAjv)
+
+/**
+ * Compiles the schema of a JSON body into a reader; unlike parameters, nothing is turned into another type.
+ * @returns a function that gives the checked body with its defaults, and throws `invalid_request` naming the wrong place
+ */
+export function bodyReader<T extends object>(schema: SchemaObject): (given: object) => T {
+  const isValid = strictAjv.compile<T>(schema)
+  return (given) => {
+    const body: object = { ...given }
+    if (isValid(body)) return body
+    const { keyword, instancePath, params, message } = isValid.errors![0]!
+    throw new MillraceError(
+      'invalid_request',
+      keyword === 'additionalProperties'
+        ? `There is no '${params.additionalProperty}' in this body`
+        : `The body${instancePath === '' ? '' : ` at ${instancePath}`} ${message}`,
     )
   }
 }

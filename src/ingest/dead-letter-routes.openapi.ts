@@ -45,7 +45,7 @@ export const listParameters: Parameters = {
 const handling: Parameters = {
   ids: {
     description: 'of dead letters or events',
-    schema: { type: 'array', minItems: 1, maxItems: 10_000, items: text(4_096) },
+    schema: { type: 'array', minItems: 1, maxItems: 100, items: text(512) },
   },
   ...narrowing,
   all: { description: 'every open one; needed where nothing else narrows it', schema: { type: 'boolean' } },
@@ -56,16 +56,37 @@ const handling: Parameters = {
     schema: { type: 'integer', minimum: 1, maximum: 10_000, default: 1_000 },
   },
 }
-export const discardParameters: Parameters = {
+export const discardSchema = bodyOf({
   ...handling,
   reason: { description: 'for the audit table', schema: text(1_000) },
-}
-export const bodyParameters: Parameters = {
+})
+
+/** RFC 6902, section 4. */
+const pointer = { type: 'string', pattern: '^(/.*)?$' }
+const operation = (names: string[], more: Record<string, object>) => ({
+  required: ['op', 'path', ...Object.keys(more)],
+  properties: { op: { enum: names }, path: pointer, ...more },
+})
+const operations = [
+  operation(['add', 'replace', 'test'], { value: {} }),
+  operation(['remove'], {}),
+  operation(['move', 'copy'], { from: pointer }),
+]
+
+export const replaySchema = bodyOf({
   ...handling,
   patch: {
     description: 'RFC 6902 operations on the event document, applied to each letter; source and id may not change',
-    schema: { type: 'array', minItems: 1, items: { type: 'object' } },
+    schema: { type: 'array', minItems: 1, items: { type: 'object', anyOf: operations } },
   },
+})
+
+function bodyOf(properties: Parameters) {
+  const described = Object.entries(properties).map(([name, { description, schema }]) => [
+    name,
+    { ...schema, description },
+  ])
+  return { type: 'object', properties: Object.fromEntries(described), additionalProperties: false }
 }
 
 const problem = { $ref: '#/components/schemas/Error' }
@@ -147,24 +168,14 @@ const failures: Record<number, [string, object]> = {
   400: ['the request is wrong', problem],
   503: ['JetStream or Postgres is away', problem],
 }
-const body = (parameters: Parameters) => ({
-  required: true,
-  content: {
-    'application/json': {
-      schema: {
-        type: 'object',
-        properties: Object.fromEntries(
-          Object.entries(parameters).map(([name, { description, schema }]) => [name, { ...schema, description }]),
-        ),
-        additionalProperties: false,
-      },
-    },
-  },
-})
-const action = (what: string, parameters: Parameters) => ({
+const narrowed = [
+  { required: ['all'], properties: { all: { const: true } } },
+  ...['ids', ...Object.keys(narrowing)].map((name) => ({ required: [name] })),
+]
+const action = (what: string, schema: object) => ({
   post: {
     summary: what,
-    requestBody: body(parameters),
+    requestBody: { required: true, content: { 'application/json': { schema: { ...schema, anyOf: narrowed } } } },
     responses: describeResponses({
       200: ['what became of each', handled],
       ...failures,
@@ -202,6 +213,6 @@ export const paths: Routes['paths'] = {
       }),
     },
   },
-  '/v1/dead-letters/replay': action('Publishes dead letters again, under the same identity', bodyParameters),
-  '/v1/dead-letters/discard': action('Closes dead letters without replaying them', discardParameters),
+  '/v1/dead-letters/actions/replay': action('Publishes dead letters again, under the same identity', replaySchema),
+  '/v1/dead-letters/actions/discard': action('Closes dead letters without replaying them', discardSchema),
 }

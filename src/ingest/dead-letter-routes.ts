@@ -5,18 +5,18 @@ import type { Context } from 'koa'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import { createBodyMemory, readWhole } from '../http/body.ts'
-import { parameterReader, type Routes } from '../http/routes.ts'
+import { bodyReader, parameterReader, type Routes } from '../http/routes.ts'
 import type { TracedState } from '../telemetry/http.ts'
 import {
-  bodyParameters,
   type DiscardBody,
-  discardParameters,
+  discardSchema,
   type FilterQuery,
   idParameter,
   type ListQuery,
   listParameters,
   paths,
   type ReplayBody,
+  replaySchema,
   stateParameters,
 } from './dead-letter-routes.openapi.ts'
 import {
@@ -41,8 +41,8 @@ export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Confi
   const readList = parameterReader<ListQuery>(listParameters)
   const readFilter = parameterReader<FilterQuery & { state: string }>(stateParameters)
   const readId = parameterReader<{ id: string }>(idParameter)
-  const readReplay = parameterReader<ReplayBody>(bodyParameters)
-  const readDiscard = parameterReader<DiscardBody>(discardParameters)
+  const readReplay = bodyReader<ReplayBody>(replaySchema)
+  const readDiscard = bodyReader<DiscardBody>(discardSchema)
 
   async function readBody(ctx: Context): Promise<Json & { value: Record<string, unknown> }> {
     const body = await readWhole(
@@ -75,7 +75,7 @@ export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Confi
     ctx.body = letter
   })
 
-  router.post('/v1/dead-letters/replay', async (ctx) => {
+  router.post('/v1/dead-letters/actions/replay', async (ctx) => {
     const { value, exact } = await readBody(ctx)
     const { patch: given, ...body } = readReplay(value)
     const patch =
@@ -84,7 +84,7 @@ export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Confi
     ctx.body = await gather(deps, how.filter, replayLetters({ ...deps, config }, how))
   })
 
-  router.post('/v1/dead-letters/discard', async (ctx) => {
+  router.post('/v1/dead-letters/actions/discard', async (ctx) => {
     const { reason, ...body } = readDiscard((await readBody(ctx)).value)
     const how = { ...handlingOf(ctx, body), reason }
     ctx.body = await gather(deps, how.filter, discardLetters(deps, how))

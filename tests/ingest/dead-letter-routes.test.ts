@@ -14,7 +14,7 @@ test.after(async () => {
 const FIX = [{ op: 'replace', path: '/time', value: '2026-01-01T00:00:00Z' }]
 
 async function post(path: string, body: unknown) {
-  const response = await fetch(`${pipeline.url}/v1/dead-letters/${path}`, {
+  const response = await fetch(`${pipeline.url}/v1/dead-letters/actions/${path}`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: typeof body === 'string' ? body : JSON.stringify(body),
@@ -87,7 +87,7 @@ test('wrong requests are refused with what to do', async () => {
     ['replay', {}, /all/],
     ['discard', { limit: 5 }, /all/],
     ['replay', { all: true, patch: [] }, /patch/],
-    ['replay', { all: true, patch: [{ op: 'mend' }] }, /RFC 6902/],
+    ['replay', { all: true, patch: [{ op: 'mend' }] }, /patch/],
     ['replay', { all: true, patch: [{ op: 'add', path: '/data', value: '\u0000' }] }, /u0000/],
     ['replay', { all: true, unknown: 1 }, /unknown/],
     ['replay', { ids: ['a\u0000'] }, /ids/],
