@@ -4,8 +4,9 @@
 import { resolve } from 'node:path'
 import { Command } from 'commander'
 import { deadLettersCommand } from './commands/dead-letters.ts'
+import { operatorConfig } from './commands/operator-config.ts'
 import { loadConfig } from './config.ts'
-import { connectDatabase } from './db/connect.ts'
+import { connectDatabase, isOutage } from './db/connect.ts'
 import { describe } from './errors.ts'
 import { serveApi, serveDev, serveWorker } from './service.ts'
 import { showTrace } from './telemetry/show-trace.ts'
@@ -41,7 +42,7 @@ program
   .description('draw what happened to the events of one trace, from Jaeger and Postgres')
   .argument('<trace-id>', '32 hexadecimal digits, or the traceparent that the API returned')
   .action(async (traceId: string) => {
-    const config = loadConfig()
+    const config = await operatorConfig()
     const database = connectDatabase(config)
     try {
       console.log(await showTrace(database, config, traceId, process.stdout.columns ?? 120))
@@ -53,6 +54,8 @@ program
 program.addCommand(deadLettersCommand())
 
 program.parseAsync().catch((error) => {
-  console.error(`millrace: ${describe(error)}`)
+  console.error(
+    `millrace: ${isOutage(error) ? 'Postgres does not answer: start `millrace dev`, or set DATABASE_URL' : describe(error)}`,
+  )
   process.exit(1)
 })

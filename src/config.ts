@@ -99,13 +99,17 @@ export type Config = { [K in keyof typeof variables]: (typeof variables)[K]['fal
 
 /**
  * Reads and checks every variable.
+ * @param fallbacks  in place of the defaults
  * @throws MillraceError `invalid_config` that names each wrong variable and what it takes
  */
-export function loadConfig(env: Record<string, string | undefined> = process.env): Config {
+export function loadConfig(
+  env: Record<string, string | undefined> = process.env,
+  fallbacks: Partial<Config> = {},
+): Config {
   const wrong: string[] = []
   const entries = Object.entries<Variable<string | number | boolean>>(variables).map(([name, variable]) => {
     const given = env[name]
-    if (given === undefined || given === '') return [name, variable.fallback]
+    if (given === undefined || given === '') return [name, fallbacks[name as keyof Config] ?? variable.fallback]
     try {
       return [name, variable.read(given)]
     } catch (error) {

@@ -10,6 +10,7 @@ import { startJobs } from './db/jobs.ts'
 import { migrateDatabase } from './db/migrate.ts'
 import { startNats } from './embedded/nats.ts'
 import { startPostgres } from './embedded/postgres.ts'
+import { announceServers } from './embedded/running.ts'
 import { startApi, startWorkerServer } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
@@ -39,9 +40,11 @@ export async function serveDev(given: Config, folder: string, signal: AbortSigna
   ])
   const config = await withLocalJaeger({ ...given, DATABASE_URL: postgres.url, NATS_URL: nats.url })
   await migrateDatabase(config.DATABASE_URL)
+  const forget = announceServers(folder, { DATABASE_URL: postgres.url, NATS_URL: nats.url })
   await observed('dev', config, (telemetry) =>
     Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, undefined, signal)]),
   )
+  forget()
   await Promise.all([nats.stop(), postgres.stop()])
 }
 

@@ -6,7 +6,6 @@ import { SingleBar } from 'cli-progress'
 import { Command, Option } from 'commander'
 import pino from 'pino'
 import { connectBroker } from '../broker/connect.ts'
-import { loadConfig } from '../config.ts'
 import { connectDatabase, type Database } from '../db/connect.ts'
 import { startJobs } from '../db/jobs.ts'
 import { MillraceError } from '../errors.ts'
@@ -22,6 +21,7 @@ import { createPublisher } from '../ingest/publish.ts'
 import { discardLetters, type LetterOutcome, type ReplayDeps, readPatch, replayLetters } from '../ingest/replay.ts'
 import { openSchemas } from '../ingest/schemas.ts'
 import { startTelemetry } from '../telemetry/telemetry.ts'
+import { operatorConfig } from './operator-config.ts'
 
 type FilterOptions = Omit<LetterFilter, 'ids'> & { json?: boolean }
 type HandleOptions = FilterOptions & { all?: boolean; dryRun?: boolean; by: string; limit?: number }
@@ -199,7 +199,7 @@ function table(rows: string[][]): void {
 }
 
 async function withDatabase(run: (db: Database) => Promise<void>): Promise<void> {
-  const database = connectDatabase(loadConfig())
+  const database = connectDatabase(await operatorConfig())
   try {
     await run(database.db)
   } finally {
@@ -209,7 +209,7 @@ async function withDatabase(run: (db: Database) => Promise<void>): Promise<void>
 
 /** A first signal ends after the lot in hand. */
 async function withService(run: (deps: ReplayDeps, signal: AbortSignal) => Promise<void>): Promise<void> {
-  const config = loadConfig()
+  const config = await operatorConfig()
   const stopping = new AbortController()
   process.once('SIGINT', () => stopping.abort())
   const log = pino({ level: config.LOG_LEVEL, name: 'dead-letters' }, pino.destination(2))

@@ -84,7 +84,8 @@ function facts({ tags }: StoredSpan): string {
     said.push(`batch ${number('millrace.batch_wait_ms')}`)
     said.push(`insert ${number('millrace.insert_ms')}`)
   }
-  if (tags.has('messaging.batch.message_count')) said.push(`${tags.get('messaging.batch.message_count')} events`)
+  const count = tags.get('messaging.batch.message_count')
+  if (count !== undefined) said.push(count === 1 ? '1 event' : `${count} events`)
   if (tags.has('millrace.dead_letter.id')) said.push(`dead letter ${tags.get('millrace.dead_letter.id')}`)
   if (tags.has('error.type')) said.push(`error ${tags.get('error.type')}: ${tags.get('otel.status_description') ?? ''}`)
   return said.join(', ')
