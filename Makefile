@@ -1,7 +1,8 @@
 # Every target installs what it needs first. `make help` lists them.
 SHELL := /bin/bash
 NODE := node_modules/.bin/node
-MILLRACE := $(NODE) src/cli.ts
+# The condition makes `import ... from 'millrace'` in examples/ mean this checkout's sources.
+MILLRACE := $(NODE) --conditions=millrace-source src/cli.ts
 .DEFAULT_GOAL := help
 .PHONY: help install test test-faults check demo dev jaeger replay-dead-letters bench bench-workflows clean
 

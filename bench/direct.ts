@@ -38,7 +38,7 @@ let committed = 0
 await Promise.all(
   Array.from({ length: 4 }, async () => {
     while (performance.now() < until) {
-      const outcome = await insertBatch({ db }, batch())
+      const outcome = await insertBatch({ db, broker: null }, batch())
       if (outcome.kind !== 'settled') throw new Error(outcome.error)
       for (const { kind } of outcome.outcomes.values()) if (kind === 'inserted') committed++
     }

@@ -24,7 +24,10 @@ function runFile(file: string): Promise<void> {
   return new Promise((resolve) => {
     const startedAt = Date.now()
     // Its own group, so that a time-out also ends the servers it started.
-    const child = spawn(process.execPath, [file], { stdio: ['ignore', 'pipe', 'pipe'], detached: true })
+    const child = spawn(process.execPath, ['--conditions=millrace-source', file], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      detached: true,
+    })
     let output = ''
     child.stdout.on('data', (chunk) => (output += chunk))
     child.stderr.on('data', (chunk) => (output += chunk))

@@ -1,13 +1,17 @@
 /**
- * One batch into Postgres: drop in-batch duplicates, sort by the key, one static statement in one transaction. A bad
- * event is found by halving, so that the rest commits; an outage changes nothing.
+ * One batch into Postgres: drop in-batch duplicates, sort by the key, one static statement in one transaction, which also
+ * starts and wakes the workflow runs that the events concern. A bad event is found by halving, so that the rest commits;
+ * an outage changes nothing.
  */
 
 import { sql, TransactionRollbackError } from 'drizzle-orm'
 import { PgDialect } from 'drizzle-orm/pg-core'
 import { uuidv7 } from 'uuidv7'
+import type { Broker } from '../broker/connect.ts'
 import { nowMs } from '../clock.ts'
 import { type Database, inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
+import { matchEvents } from '../workflow/events.ts'
+import { publishWakes } from '../workflow/wakes.ts'
 import { identityOf, type OutgoingEvent, type ReceivedEvent, traceIdOf } from './event.ts'
 
 export type EventOutcome =
@@ -78,11 +82,8 @@ function columnsOf(events: Row[], batchId: string) {
   }
 }
 
-export type InsertDeps = {
-  db: Database
-  /** Starts and wakes workflow runs for the inserted events, in the same transaction. */
-  inSameTransaction?: (tx: Transaction, batchId: string, inserted: number[]) => Promise<void>
-}
+/** @property broker  tells other processes which workflow runs the events started and woke */
+export type InsertDeps = { db: Database; broker: Broker | null }
 
 /** Inserts a batch. Never throws for what Postgres says: that is the outcome. */
 export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Promise<BatchOutcome> {
@@ -165,12 +166,18 @@ async function insertHalving(
 }
 
 async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: string): Promise<Set<number>> {
-  return inTransaction(deps.db, async (tx) => {
+  const { inserted, wakes } = await inTransaction(deps.db, async (tx) => {
     const { rows: stored } = await tx.execute<{ stream_seq: string }>(insertStatement(columnsOf(rows, batchId)))
-    const inserted = stored.map((row) => Number(row.stream_seq))
-    if (inserted.length > 0) await deps.inSameTransaction?.(tx, batchId, inserted)
-    return new Set(inserted)
+    const inserted = new Set(stored.map((row) => Number(row.stream_seq)))
+    const fresh = rows.filter(({ seq }) => inserted.has(seq))
+    const wakes = await matchEvents(
+      tx,
+      fresh.map(({ source, id, traceparent }) => ({ source, id, traceparent })),
+    )
+    return { inserted, wakes }
   })
+  publishWakes(deps.broker, wakes)
+  return inserted
 }
 
 /** Inserts an event and takes it back, so that nothing changes; tells why Postgres refuses it, if it does. */
