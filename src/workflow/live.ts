@@ -373,10 +373,16 @@ export function finish(run: LiveRun, end: RunEnd): void {
       ? { forget: run.row.runId }
       : {}),
     settle: (outcome) => {
-      run.runner.live.delete(run.row.runId)
+      leave(run)
       if (outcome.kind === 'written') run.runner.ended(run, end)
     },
   })
+}
+
+/** This process may have claimed the run again meanwhile; that one stays. */
+function leave(run: LiveRun): void {
+  const { live } = run.runner
+  if (live.get(run.row.runId) === run) live.delete(run.row.runId)
 }
 
 /** The run is another's now, or nothing can be written: its code gets no further result. */
@@ -384,7 +390,7 @@ export function dropRun(run: LiveRun, reason: MillraceError): void {
   run.over = true
   stir(run)
   clearTimeout(run.deadlineTimer)
-  run.runner.live.delete(run.row.runId)
+  leave(run)
   run.controller?.abort(reason)
 }
 

@@ -5,6 +5,7 @@ import { Continuation, createContext } from './context.ts'
 import type { Workflow } from './define.ts'
 import {
   cancelRun,
+  dropRun,
   finish,
   type LiveRun,
   type Recorded,
@@ -54,6 +55,8 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
     span: null,
   }
   if (recorded.length > 0) loadHistory(run, recorded)
+  const before = runner.live.get(row.runId)
+  if (before !== undefined) dropRun(before, new MillraceError('conflict', 'The lease is lost'))
   runner.live.set(row.runId, run)
   armDeadline(run)
   startTurn(run)

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
-import { startRun, workflow } from '../../src/index.ts'
+import { type Handle, startRun, workflow } from '../../src/index.ts'
 import { startServers, startTestPostgres } from '../servers.ts'
 import { enginesOf, until } from './engine.ts'
 import { ledgered } from './ledger.ts'
@@ -60,35 +60,25 @@ test('1,000 runs complete while their workers are killed at random points', asyn
   writeFileSync(ledger, '')
   const starter = await engines.start([])
   const pool = await Promise.all([spawnWorker(ledger), spawnWorker(ledger), spawnWorker(ledger)])
-  let done = false
-  let kills = 0
-  const killing = (async () => {
-    while (!done) {
-      await pause(Math.random() * 500)
-      if (done) return
-      const n = Math.floor(Math.random() * pool.length)
-      pool[n]!.kill('SIGKILL')
-      kills += 1
-      pool[n] = await spawnWorker(ledger)
-    }
-  })()
   const definition = ledgered(ledger)
-  const handles = await Promise.all(
-    Array.from({ length: 1_000 }, async (_, n) => {
-      await pause(n * 6)
-      return startRun(starter, definition, n)
-    }),
-  )
-  const results = (await Promise.all(handles.map((handle) => handle.result()))) as { n: number }[]
-  done = true
-  await killing
+  const handles: Handle<{ n: number }>[] = []
+  for (let wave = 0; wave < 10; wave += 1) {
+    const started = Array.from({ length: 100 }, (_, n) => startRun(starter, definition, wave * 100 + n))
+    const victim = Math.floor(Math.random() * pool.length)
+    await pause(Math.random() * 250)
+    pool[victim]!.kill('SIGKILL')
+    handles.push(...((await Promise.all(started)) as Handle<{ n: number }>[]))
+    pool[victim] = await spawnWorker(ledger)
+  }
+  const results = await Promise.all(handles.map((handle) => handle.result()))
   assert.equal(
     results.map((result) => result.n),
     handles.map((_, n) => n),
   )
   const { executions, recorded } = await judge(ledger, handles)
-  console.log(`${kills} kills, ${executions} executions for ${recorded} recorded steps`)
-  assert.ok(kills > 3)
+  console.log(`${executions} executions for ${recorded} recorded steps`)
+  // Else the kills met nothing at work.
+  assert.ok(executions > recorded)
   for (const worker of workers) worker.kill('SIGKILL')
 })
 
@@ -147,7 +137,7 @@ test('of two workers that fight over one run, the epoch decides', async () => {
     handle.runId,
   ])
   await engines.start([fought('new', Promise.resolve())])
-  await until(async () => (await handle.status()).status === 'completed' || (ran.length > 2 && released()))
+  await until(async () => (await handle.status()).status === 'completed' || (ran.length > 1 && released()))
   released()
   const status = await handle.status()
   assert.is(status.status, 'completed')
