@@ -4,7 +4,7 @@ NODE := node_modules/.bin/node
 # The condition makes `import ... from 'millrace'` in examples/ mean this checkout's sources.
 MILLRACE := $(NODE) --conditions=millrace-source src/cli.ts
 .DEFAULT_GOAL := help
-.PHONY: help install test test-faults check demo dev jaeger replay-dead-letters bench bench-workflows clean
+.PHONY: help install test test-faults soak check demo dev jaeger replay-dead-letters bench bench-workflows clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test: install .venv/bin/schemathesis $(if $(shell command -v go),.venv/bin/jaege
 
 test-faults: install ## kill, pause, cut and flood everything under load; a table of what was lost (nothing)
 	$(NODE) tests/faults/run.ts
+
+soak: install ## a steady load for SOAK_MINUTES (30): memory, descriptors, latency and table growth stay flat
+	$(NODE) tests/faults/soak.ts
 
 demo: install ## 20,000 events through the whole pipeline, checked
 	$(NODE) examples/demo.ts

@@ -35,7 +35,7 @@ export type Outcome = Verdict & {
   drainMs: number
 }
 
-const DEFAULT_LOAD = {
+export const DEFAULT_LOAD = {
   requestsPerSecond: 40,
   eventsPerRequest: 5,
   poisonEvery: 97,

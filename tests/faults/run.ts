@@ -1,9 +1,11 @@
 /**
  * Every fault, one table row each; closes with `N passed, N failed`.
- * Usage: node tests/faults/run.ts [--only=single|cluster|links] [part of a fault's name ...]
+ * Usage: node tests/faults/run.ts [--only=single|cluster|links|overload|hostile] [part of a fault's name ...]
  */
 
 import { CLUSTER, LINKS, SINGLE } from './faults.ts'
+import { runHostile } from './hostile.ts'
+import { runOverload } from './overload.ts'
 import { header, row } from './print.ts'
 import { type RigOptions, startRig } from './rig.ts'
 import { complaints, type Fault, runFault } from './run-fault.ts'
@@ -56,6 +58,20 @@ const SYSTEMS: { key: string; title: string; options: RigOptions; faults: Fault[
 ]
 for (const { key, title, options, faults } of SYSTEMS)
   if (only === undefined || only === key) await runAll(title, options, picked(faults))
+
+if (only === undefined || only === 'overload') {
+  console.log('\nThree times what one worker commits')
+  const said = await runOverload()
+  if (said.length === 0) passed++
+  failures.push(...said)
+}
+
+if (only === undefined || only === 'hostile') {
+  console.log('\nHostile input')
+  const said = await runHostile()
+  if (said.length === 0) passed++
+  failures.push(...said)
+}
 
 for (const failure of failures) console.log(`FAIL ${failure}`)
 console.log(`\n${passed} passed, ${failures.length} failed`)
