@@ -5,7 +5,7 @@ import { resolve } from 'node:path'
 import { Command } from 'commander'
 import { deadLettersCommand } from './commands/dead-letters.ts'
 import { operatorConfig } from './commands/operator-config.ts'
-import { loadConfig } from './config.ts'
+import { configTable, loadConfig } from './config.ts'
 import { connectDatabase, isOutage } from './db/connect.ts'
 import { describe } from './errors.ts'
 import { serveApi, serveDev, serveWorker } from './service.ts'
@@ -36,6 +36,11 @@ program
   .description('the whole service with embedded Postgres and nats-server')
   .option('--data <folder>', 'where the servers keep their data', '.millrace')
   .action(({ data }: { data: string }) => serveDev(loadConfig(), resolve(data), stopSignal()))
+
+program
+  .command('config')
+  .description('print every environment variable with its default, as a Markdown table')
+  .action(() => console.log(configTable()))
 
 program
   .command('trace')

@@ -1,6 +1,6 @@
 /**
  * Every environment variable Millrace reads, with its unit, default and check. Nothing else reads process.env.
- * The table in README.md is printed from here (`make config-table`).
+ * The table in README.md is what `millrace config` prints.
  */
 
 import { MillraceError } from './errors.ts'
@@ -33,7 +33,7 @@ const number = (fallback: number, min: number, max: number, says: string, whole 
 
 const MiB = 1024 * 1024
 
-export const variables = {
+const variables = {
   DATABASE_URL: text('postgres://postgres@127.0.0.1:5432/millrace', 'Postgres (15 or newer)'),
   DATABASE_POOL_SIZE: number(10, 2, 200, 'connections to Postgres per process'),
   NATS_URL: text('nats://127.0.0.1:4222', 'NATS servers (2.12 or newer), comma-separated'),
@@ -119,4 +119,12 @@ export function loadConfig(
   })
   if (wrong.length > 0) throw new MillraceError('invalid_config', `Fix these variables: ${wrong.join('; ')}`)
   return Object.fromEntries(entries) as Config
+}
+
+/** The variables as a Markdown table. */
+export function configTable(): string {
+  const rows = Object.entries<Variable<string | number | boolean>>(variables).map(
+    ([name, { fallback, says }]) => `| \`${name}\` | ${fallback === '' ? '' : `\`${fallback}\``} | ${says} |`,
+  )
+  return ['| variable | default | what it sets |', '|---|---|---|', ...rows].join('\n')
 }
