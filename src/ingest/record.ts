@@ -25,7 +25,7 @@ export function recordBatch(deps: RecordDeps, index: number, batch: Batch, outco
     batchId: outcome.batchId,
     worker,
     events: batch.events,
-    outcomeOf: (seq) => (outcome.kind === 'settled' ? outcome.outcomes.get(seq)!.kind : outcome.kind),
+    outcomeOf: (seq) => (outcome.kind === 'settled' ? outcome.outcomes.get(seq)! : outcome),
     startedMs: batch.closedMs - batch.fillMs,
     closedMs: batch.closedMs,
     insertStartedMs: outcome.endedMs - outcome.insertMs,

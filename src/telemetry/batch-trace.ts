@@ -53,8 +53,8 @@ export type Attempt = {
   batchId: string
   worker: string
   events: readonly AttemptedEvent[]
-  /** What became of the event with this stream sequence: inserted, duplicate, poison, postponed. */
-  outcomeOf: (seq: number) => string
+  /** What became of the event with this stream sequence: inserted, duplicate, poison (and why), postponed. */
+  outcomeOf: (seq: number) => { kind: string; sqlstate?: string; error?: string }
   /** When a free worker found the first event. */
   startedMs: number
   /** When the batch closed. */
@@ -127,6 +127,7 @@ function traceSteps(tracer: Tracer, batch: Span, attempt: Attempt): void {
 function traceEvent(tracer: Tracer, batch: Span, attempt: Attempt, event: AttemptedEvent): void {
   const sent = parseTraceparent(event.traceparent)
   if (sent === undefined) return
+  const { kind, sqlstate, error } = attempt.outcomeOf(event.seq)
   // Another machine's clock may be ahead of ours; no span ends before it starts.
   const wait = (fromMs: number, toMs: number) => Math.max(0, toMs - fromMs)
   const span = tracer.startSpan(
@@ -141,7 +142,7 @@ function traceEvent(tracer: Tracer, batch: Span, attempt: Attempt, event: Attemp
         [ATTR_CLOUDEVENTS_EVENT_ID]: event.id,
         [ATTR_CLOUDEVENTS_EVENT_SOURCE]: event.source,
         'millrace.batch.id': attempt.batchId,
-        'millrace.outcome': attempt.outcomeOf(event.seq),
+        'millrace.outcome': kind,
         'millrace.delivery_count': event.deliveries,
         'millrace.queue_wait_ms': wait(event.publishedMs, attempt.closedMs),
         'millrace.batch_wait_ms': wait(attempt.closedMs, attempt.insertStartedMs),
@@ -150,7 +151,8 @@ function traceEvent(tracer: Tracer, batch: Span, attempt: Attempt, event: Attemp
     },
     under(sent),
   )
-  end(span, attempt.error, Math.max(event.publishedMs, attempt.insertEndedMs))
+  const reason = error === undefined ? attempt.error : { code: sqlstate || 'unreadable', message: error }
+  end(span, reason, Math.max(event.publishedMs, attempt.insertEndedMs))
   batch.addLink({ context: span.spanContext(), attributes: { [ATTR_CLOUDEVENTS_EVENT_ID]: event.id } })
 }
 

@@ -3,7 +3,6 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { fetchSpans, type StoredSpan } from '../../src/telemetry/jaeger.ts'
 import { showTrace } from '../../src/telemetry/show-trace.ts'
-import { startReplay, traceDeadLetter } from '../../src/telemetry/tracing.ts'
 import { startServers } from '../servers.ts'
 import { startService, until } from '../service.ts'
 import { jaegerIsBuilt, startJaeger } from './jaeger.ts'
@@ -19,6 +18,7 @@ if (!jaegerIsBuilt()) {
     OTEL_EXPORTER_OTLP_ENDPOINT: jaeger.otlpUrl,
     // Nothing but what the caller samples.
     OTEL_TRACES_SAMPLER_ARG: 0,
+    RETRY_DELAY_MS: 10,
   })
   test.after(async () => {
     await service.stop()
@@ -104,24 +104,47 @@ if (!jaegerIsBuilt()) {
     await committed(traceId, 300)
   })
 
-  test('a dead letter and its replay are in the trace of an event that was not sampled', async () => {
+  test('a dead letter and its replay are in the trace of the event, although it was not sampled', async () => {
     const traceId = newTrace()
-    const { tracing } = service.telemetry
-    const kept = traceDeadLetter(tracing, {
-      traceparent: `00-${traceId}-00f067aa0ba902b7-00`,
-      id: 'poison',
-      source: 'test',
-      deadLetterId: '01a20d43-3184-7a80-91f7-f7e823251eca',
-      cause: '22P05',
-      message: 'unsupported Unicode escape sequence',
+    await servers.db.execute(sql`
+      alter table events add constraint no_poison check (type <> 'poison') not valid`)
+    const seen = newTrace()
+    await service.post({ id: 'seen', source: 'test', type: 'poison' }, sampledBy(seen))
+    const attempts = await spansOf(seen, (found) => named(found, 'dead-letter EVENTS').length === 1)
+    assert.equal(
+      named(attempts, 'process EVENTS').map(({ tags }) => [
+        tags.get('millrace.delivery_count'),
+        tags.get('millrace.outcome'),
+        tags.get('error.type'),
+      ]),
+      [1, 2, 3].map((delivery) => [delivery, 'poison', '23514']),
+    )
+
+    await service.post(
+      { id: 'poison', source: 'test', type: 'poison' },
+      { traceparent: `00-${traceId}-00f067aa0ba902b7-00` },
+    )
+    const dead = await spansOf(traceId, (found) => found.length === 1)
+    const letter = named(dead, 'dead-letter EVENTS')[0]!
+    assert.is(letter.tags.get('error.type'), '23514')
+    assert.is(letter.tags.get('cloudevents.event_id'), 'poison')
+
+    await servers.db.execute(sql`alter table events drop constraint no_poison`)
+    const operator = newTrace()
+    await fetch(`${service.url}/v1/dead-letters/actions/replay`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', ...sampledBy(operator) },
+      body: JSON.stringify({ type: 'poison', ids: ['poison'] }),
     })
-    const replay = startReplay(tracing, { traceparent: kept, deadLetterId: '01a20d43-3184-7a80-91f7-f7e823251eca' })
-    assert.match(replay.traceparent(), new RegExp(`^00-${traceId}-[0-9a-f]{16}-01$`))
-    replay.end()
-    const spans = await spansOf(traceId, (found) => found.length === 2)
-    const letter = named(spans, 'dead-letter EVENTS')[0]!
-    assert.is(letter.tags.get('error.type'), '22P05')
-    assert.is(named(spans, 'replay EVENTS')[0]!.parentId, letter.spanId)
+    const spans = await spansOf(traceId, (found) => found.length === 3)
+    const replay = named(spans, 'replay EVENTS')[0]!
+    assert.is(replay.parentId, letter.spanId)
+    assert.is(replay.tags.get('millrace.dead_letter.id'), letter.tags.get('millrace.dead_letter.id'))
+    assert.equal(replay.linkedTraceIds, [operator])
+    const process = named(spans, 'process EVENTS')[0]!
+    assert.is(process.parentId, replay.spanId)
+    assert.is(process.tags.get('millrace.outcome'), 'inserted')
+    await committed(traceId, 1)
   })
 
   test('millrace trace draws the spans beside what the row measured', async () => {
