@@ -9,7 +9,7 @@ import type { Servers } from '../servers.ts'
 import { startService, until } from '../service.ts'
 
 /** One batch is what one test publishes at once; refused events come back within milliseconds. */
-const SMALL: Partial<Config> = {
+export const SMALL: Partial<Config> = {
   WORKER_POOL_SIZE: 1,
   WORKER_ADAPTIVE: false,
   WORKER_BATCH_SIZE: 50,
