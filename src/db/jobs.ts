@@ -1,11 +1,14 @@
 /** pg-boss: where failed batches, dead letters and schedules are kept, in the same Postgres. */
 
 import { sql } from 'drizzle-orm'
-import { fromDrizzle, PgBoss } from 'pg-boss'
+import type pg from 'pg'
+import { type Db, fromDrizzle, PgBoss } from 'pg-boss'
 import type { Transaction } from './connect.ts'
 
 export const FAILED_BATCHES = 'failed-batches'
 export const DEAD_LETTERS = 'dead-letters'
+/** Workflow runs that failed, with their history; the job's id is the run's. */
+export const DEAD_RUNS = 'dead-runs'
 
 const YEAR_SECONDS = 365 * 24 * 3600
 
@@ -16,6 +19,7 @@ const YEAR_SECONDS = 365 * 24 * 3600
 const QUEUES = [
   { name: FAILED_BATCHES, retentionSeconds: YEAR_SECONDS, deleteAfterSeconds: 30 * 24 * 3600, retryLimit: 0 },
   { name: DEAD_LETTERS, retentionSeconds: 10 * YEAR_SECONDS, deleteAfterSeconds: YEAR_SECONDS, retryLimit: 0 },
+  { name: DEAD_RUNS, retentionSeconds: 10 * YEAR_SECONDS, deleteAfterSeconds: YEAR_SECONDS, retryLimit: 0 },
 ]
 
 /** Finds the open record of a failed batch by the event that was delivered again. `open` holds what eventKey makes. */
@@ -47,6 +51,11 @@ export async function startJobs(
   if (migrate) for (const { name, ...options } of QUEUES) await jobs.createQueue(name, options)
   return jobs
 }
+
+/** The same for a transaction on a bare client. */
+export const onClient = (client: pg.ClientBase): Db => ({
+  executeSql: (text, values) => client.query(text, values),
+})
 
 /** Makes a pg-boss call part of our transaction: `jobs.send(queue, data, { db: within(tx) })`. */
 export const within = (tx: Transaction) => fromDrizzle(tx, sql)

@@ -1,12 +1,16 @@
 /** What may be done to a run from outside. Every change is one guarded statement, and a hint to whoever holds the run. */
 
 import type pg from 'pg'
+import type { PgBoss } from 'pg-boss'
 import type { Broker } from '../broker/connect.ts'
 import { MillraceError } from '../errors.ts'
+import { closeLetter } from './dead-runs.ts'
+import { inSession } from './session.ts'
 import { encode } from './values.ts'
 import { publishWakes } from './wakes.ts'
 
-export type ControlDeps = { pool: pg.Pool; broker: Broker | null }
+/** @property jobs  where failed runs are dead letters, or null */
+export type ControlDeps = { pool: pg.Pool; broker: Broker | null; jobs: PgBoss | null }
 
 type Touched = { run_id: string; status: string; queue: string }
 
@@ -78,8 +82,22 @@ const RESTART = `
       and s.ord < coalesce((select min(ord) from workflow_steps c where c.run_id = $1 and c.kind = 'cancel'), s.ord + 1))
   select * from started`
 
+/** A child that its worker did not end cannot tell its parent. */
+const WAKE_PARENTS = `
+  update workflow_runs p set wakes = p.wakes + 1,
+    status = case p.status when 'waiting' then 'queued' else p.status end
+  where p.status in ('running', 'waiting') and p.run_id in (
+    select parent_id from workflow_runs where run_id = any($1::uuid[]) and status in ('cancelled', 'terminated'))
+  returning p.run_id, p.status, p.queue`
+
 async function change(deps: ControlDeps, text: string, values: unknown[]): Promise<Touched[]> {
-  const { rows } = await deps.pool.query<Touched>(text, values)
+  const rows = await inSession(deps.pool, async (client) => {
+    const touched = (await client.query<Touched>(text, values)).rows
+    const ended = touched.filter(({ status }) => status === 'cancelled' || status === 'terminated')
+    if (ended.length === 0) return touched
+    const parents = await client.query<Touched>(WAKE_PARENTS, [ended.map((row) => row.run_id)])
+    return [...touched, ...parents.rows]
+  })
   const queues = new Set(rows.filter((row) => row.status === 'queued').map((row) => row.queue))
   publishWakes(deps.broker, { queues: [...queues], runs: rows.map((row) => row.run_id) })
   return rows
@@ -101,7 +119,8 @@ export async function signalRun(deps: ControlDeps, runId: string, name: string, 
  * @returns those that were open
  */
 export async function cancelRuns(deps: ControlDeps, runIds: string[]): Promise<string[]> {
-  return (await change(deps, CANCEL, [runIds])).map((row) => row.run_id)
+  const asked = new Set(runIds)
+  return (await change(deps, CANCEL, [runIds])).map((row) => row.run_id).filter((runId) => asked.has(runId))
 }
 
 /** Ends a run at once, without cleanup, and its open children. @throws MillraceError `conflict` when it has ended */
@@ -141,8 +160,13 @@ export async function restartRun(
     if (rows[0]?.pos == null) throw new MillraceError('not_found', `Run ${runId} has no step ${JSON.stringify(from)}`)
     pos = rows[0].pos as number
   }
-  const touched = await change(deps, RESTART, [runId, newRunId, pos, version])
+  const touched = await inSession(deps.pool, async (client) => {
+    const { rows } = await client.query<Touched>(RESTART, [runId, newRunId, pos, version])
+    if (rows.length > 0 && deps.jobs !== null) await closeLetter(deps.jobs, client, runId, newRunId)
+    return rows
+  })
   if (touched.length === 0)
     throw new MillraceError('conflict', `Run ${runId} cannot be restarted: it is open, or another run has its id`)
+  publishWakes(deps.broker, { queues: touched.map((row) => row.queue), runs: [] })
   return newRunId
 }

@@ -10,6 +10,7 @@
 
 import { hostname } from 'node:os'
 import type pg from 'pg'
+import type { PgBoss } from 'pg-boss'
 import { uuidv7 } from 'uuidv7'
 import type { Broker } from '../broker/connect.ts'
 import type { DatabaseConnection } from '../db/connect.ts'
@@ -32,11 +33,15 @@ import { openSessions } from './session.ts'
 import { exists, insertRun } from './start.ts'
 import { onQueued, onWoken, publishEnded, publishWakes } from './wakes.ts'
 
-/** @property broker  null: everything works, only slower to notice (SWEEP_MS) */
+/**
+ * @property broker  null: everything works, only slower to notice (SWEEP_MS)
+ * @property jobs    pg-boss, where failed runs become dead letters
+ */
 export type EngineDeps = {
   database: DatabaseConnection
   databaseUrl: string
   broker: Broker | null
+  jobs?: PgBoss | null
   onError: (error: unknown, doing: string) => void
 }
 
@@ -91,8 +96,8 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
     (runId) => live.has(runId),
     (error) => onError(error, 'reading results'),
   )
-  const journal = openJournal(databaseUrl, worker)
-  const control = { pool, broker }
+  const journal = openJournal(databaseUrl, worker, deps.jobs ?? null)
+  const control = { pool, broker, jobs: deps.jobs ?? null }
   const queues = options.queues ?? [...new Set(workflows.map((workflow) => workflow.queue))]
   const place = {
     codes: new Map(workflows.map((workflow) => [codeOf(workflow), workflow])),

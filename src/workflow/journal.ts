@@ -10,7 +10,9 @@
 
 import { setTimeout as pause } from 'node:timers/promises'
 import type pg from 'pg'
+import type { PgBoss } from 'pg-boss'
 import { MillraceError } from '../errors.ts'
+import { buryRuns, type DeadRun } from './dead-runs.ts'
 import {
   type FinishRow,
   type ParkRow,
@@ -39,6 +41,7 @@ export type JournalEntry = {
   taken?: TakenRow
   forget?: string
   wake?: string
+  letter?: DeadRun
   settle: (outcome: Outcome) => void
 }
 
@@ -62,8 +65,11 @@ const IN_FLIGHT_MAX = 2
 const ENTRIES_PER_COMMIT_MAX = 1_000
 const RETRY_MS_MAX = 1_000
 
-/** Opens the journal of a process on connections of its own, so that no user's query delays it. */
-export function openJournal(url: string, worker: string | null): Journal {
+/**
+ * Opens the journal of a process on connections of its own, so that no user's query delays it.
+ * @param jobs  where failed runs become dead letters; null: nowhere
+ */
+export function openJournal(url: string, worker: string | null, jobs: PgBoss | null): Journal {
   const pool = openSessions(url, 'journal', { max: IN_FLIGHT_MAX, pipeline: true })
   const pending: JournalEntry[] = []
   let inFlight = 0
@@ -74,7 +80,7 @@ export function openJournal(url: string, worker: string | null): Journal {
     while (inFlight < IN_FLIGHT_MAX && pending.length > 0) {
       const batch = pending.splice(0, ENTRIES_PER_COMMIT_MAX)
       inFlight += 1
-      void commit(pool, worker, batch, () => closing).then(() => {
+      void commit({ pool, worker, jobs }, batch, () => closing).then(() => {
         inFlight -= 1
         if (inFlight === 0 && pending.length === 0) {
           for (const wake of idle) wake()
@@ -109,15 +115,10 @@ export function openJournal(url: string, worker: string | null): Journal {
 }
 
 /** Commits, however often it takes; halves a batch that Postgres refuses until the refused entry stands alone. */
-async function commit(
-  pool: pg.Pool,
-  worker: string | null,
-  batch: JournalEntry[],
-  closing: () => boolean,
-): Promise<void> {
+async function commit(deps: CommitDeps, batch: JournalEntry[], closing: () => boolean): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      const replies = await commitOnce(pool, worker, batch)
+      const replies = await commitOnce(deps, batch)
       return settle(batch, replies)
     } catch (error) {
       if (worthRetrying(error) && !(closing() && attempt > 3)) {
@@ -130,8 +131,8 @@ async function commit(
         return
       }
       const middle = batch.length >> 1
-      await commit(pool, worker, batch.slice(0, middle), closing)
-      return commit(pool, worker, batch.slice(middle), closing)
+      await commit(deps, batch.slice(0, middle), closing)
+      return commit(deps, batch.slice(middle), closing)
     }
   }
 }
@@ -143,25 +144,33 @@ function worthRetrying(error: unknown): boolean {
   return code.length !== 5 || /^(08|53|57|55P03|25P03|40001|40P01)/.test(code) || /^[A-Z]+$/.test(code)
 }
 
-async function commitOnce(pool: pg.Pool, worker: string | null, batch: JournalEntry[]): Promise<Replies> {
+async function commitOnce({ pool, worker, jobs }: CommitDeps, batch: JournalEntry[]): Promise<Replies> {
+  const dead = jobs === null ? [] : batch.flatMap((entry) => entry.letter ?? [])
   const work = STATEMENTS_IN_ORDER.map((kind) => ({ kind, rows: rowsOf(kind, batch) })).filter(
     ({ rows }) => rows.length > 0,
   )
   const client = await pool.connect()
   let failure: Error | undefined
   try {
+    const whole = work.length > 1 || dead.length > 0
     const results = await Promise.all([
-      ...(work.length > 1 ? [client.query('begin')] : []),
+      ...(whole ? [client.query('begin')] : []),
       ...work.map(({ kind, rows }) => {
         const { name, text, values } = STATEMENTS[kind]
         return client.query({ name, text, values: values(worker, rows as never) })
       }),
-      ...(work.length > 1 ? [client.query('commit')] : []),
+      ...(whole && dead.length === 0 ? [client.query('commit')] : []),
     ])
-    const own = work.length > 1 ? results.slice(1, -1) : results
+    const own = whole ? results.slice(1, 1 + work.length) : results
     const short = work.some(({ kind, rows }, n) => STATEMENTS[kind].counted && own[n]!.rowCount !== rows.length)
     const rows = work.flatMap(({ kind }, n) => own[n]!.rows.map((row) => ({ ...row, kind }) as Reply))
-    return { rows, lost: short ? await lostRuns(client, worker, batch) : EMPTY }
+    const lost = short ? await lostRuns(client, worker, batch) : EMPTY
+    if (dead.length > 0) {
+      const ours = dead.filter(({ runId }) => !lost.has(runId))
+      if (ours.length > 0) await buryRuns(jobs!, client, ours)
+      await client.query('commit')
+    }
+    return { rows, lost }
   } catch (error) {
     failure = error as Error
     throw error
@@ -171,6 +180,7 @@ async function commitOnce(pool: pg.Pool, worker: string | null, batch: JournalEn
   }
 }
 
+type CommitDeps = { pool: pg.Pool; worker: string | null; jobs: PgBoss | null }
 type Replies = { rows: Reply[]; lost: ReadonlySet<string> }
 const EMPTY: ReadonlySet<string> = new Set()
 const NO_REPLIES: Reply[] = []

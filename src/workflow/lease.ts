@@ -7,6 +7,7 @@
 import { performance } from 'node:perf_hooks'
 import type pg from 'pg'
 import type { Clock } from './clock.ts'
+import { inSession } from './session.ts'
 
 /** A worker that dies is noticed after this. Renewed three times as often. */
 export const LEASE_MS = 6_000
@@ -50,17 +51,10 @@ const REQUEUE = `
   update workflow_runs set status = 'queued', worker = null where status = 'running' and worker = any($1::uuid[])`
 
 async function requeue(pool: pg.Pool, ending: string, values: unknown[]): Promise<number> {
-  const client = await pool.connect()
-  try {
-    await client.query('begin')
+  return inSession(pool, async (client) => {
     const ended = await client.query(ending, values)
-    const queued =
-      ended.rowCount === 0 ? 0 : ((await client.query(REQUEUE, [ended.rows.map((row) => row.id)])).rowCount ?? 0)
-    await client.query('commit')
-    client.release()
-    return queued
-  } catch (error) {
-    client.release(error as Error)
-    throw error
-  }
+    if (ended.rowCount === 0) return 0
+    const queued = await client.query(REQUEUE, [ended.rows.map((row) => row.id)])
+    return queued.rowCount ?? 0
+  })
 }

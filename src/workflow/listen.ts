@@ -7,6 +7,7 @@ import { drizzle } from 'drizzle-orm/node-postgres'
 import type pg from 'pg'
 import type { Workflow } from './define.ts'
 import { backfill } from './events.ts'
+import { inSession } from './session.ts'
 
 export type Listeners = {
   /** Replaces the triggers of these workflows and declares what they await. */
@@ -130,19 +131,4 @@ function rowsOf(workflows: Workflow[]): Row[] {
       })
   }
   return [...rows.values()]
-}
-
-async function inSession(pool: pg.Pool, work: (client: pg.PoolClient) => Promise<void>): Promise<void> {
-  const client = await pool.connect()
-  let failure: Error | undefined
-  try {
-    await client.query('begin')
-    await work(client)
-    await client.query('commit')
-  } catch (error) {
-    failure = error as Error
-    throw error
-  } finally {
-    client.release(failure)
-  }
 }

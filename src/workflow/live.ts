@@ -12,6 +12,7 @@ import type { Span } from '@opentelemetry/api'
 import type { Database } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
 import type { Clock } from './clock.ts'
+import type { DeadRun } from './dead-runs.ts'
 import type { Workflow } from './define.ts'
 import type { Journal, JournalEntry, Reply } from './journal.ts'
 import type { FinishRow, StartRow, StepRow } from './journal-sql.ts'
@@ -363,21 +364,37 @@ export function finish(run: LiveRun, end: RunEnd): void {
   }
   // The parent goes on when its child has really ended.
   const wakesParent = run.row.parentId !== null && end.kind !== 'continued' && end.kind !== 'stuck'
-  run.runner.journal.write({
+  const entry: JournalEntry = {
     runId: run.row.runId,
     epoch: run.row.epoch,
     finish: row,
     ...(wakesParent ? { wake: run.row.parentId! } : {}),
     ...(end.kind === 'continued' ? { starts: [end.next] } : {}),
+    ...(end.kind === 'failed' ? { letter: letterOf(run.row, end.error) } : {}),
     ...(end.kind !== 'stuck' && (run.row.wakes > 0 || run.mailTaken.size > 0 || run.expecting.size > 0)
       ? { forget: run.row.runId }
       : {}),
     settle: (outcome) => {
+      // A letter that cannot be written must not keep the run from ending.
+      if (outcome.kind === 'failed' && entry.letter !== undefined && outcome.error.code !== 'unavailable') {
+        run.runner.journal.write({ ...entry, letter: undefined })
+        return
+      }
       leave(run)
       if (outcome.kind === 'written') run.runner.ended(run, end)
     },
-  })
+  }
+  run.runner.journal.write(entry)
 }
+
+const letterOf = ({ runId, id, name, version, input }: RunRow, error: string): DeadRun => ({
+  runId,
+  id,
+  name,
+  version,
+  input,
+  error,
+})
 
 /** This process may have claimed the run again meanwhile; that one stays. */
 function leave(run: LiveRun): void {

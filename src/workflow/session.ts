@@ -15,6 +15,24 @@ const PLANNER = [
 /** A process that stops in the middle of a commit must not hold its lease's row for ever. */
 const BOUNDS = ['idle_in_transaction_session_timeout=10000', 'lock_timeout=10000']
 
+/** Commits when `work` resolves, rolls back when it throws. */
+export async function inSession<T>(pool: pg.Pool, work: (client: pg.PoolClient) => Promise<T>): Promise<T> {
+  const client = await pool.connect()
+  let failure: Error | undefined
+  try {
+    await client.query('begin')
+    const result = await work(client)
+    await client.query('commit')
+    return result
+  } catch (error) {
+    failure = error as Error
+    throw error
+  } finally {
+    // A client that failed may still be inside its transaction.
+    client.release(failure)
+  }
+}
+
 /** @param pipeline  statements are sent without waiting for the answer to the one before */
 export function openSessions(
   url: string,

@@ -1,5 +1,7 @@
 /** The engines of a test file, over its own servers. */
 
+import type { PgBoss } from 'pg-boss'
+import { startJobs } from '../../src/db/jobs.ts'
 import type { Engine, EngineOptions, Workflow } from '../../src/index.ts'
 import { startEngine } from '../../src/index.ts'
 import type { Servers } from '../servers.ts'
@@ -13,15 +15,18 @@ export type Engines = {
 /** Short leases, so that no test waits for long ones. `alone`: without NATS. */
 export function enginesOf(servers: Servers): Engines {
   const engines: Engine[] = []
+  let jobs: PgBoss | undefined
   const errors: string[] = []
   return {
     errors,
     async start(workflows, { alone = false, ...options } = {}) {
+      jobs ??= await startJobs(servers.config.DATABASE_URL)
       const engine = await startEngine(
         {
           database: servers.database,
           databaseUrl: servers.config.DATABASE_URL,
           broker: alone ? null : servers.broker,
+          jobs,
           onError: (error, doing) => errors.push(`${doing}: ${String(error)}`),
         },
         { workflows, leaseMs: 2_000, sweepMs: 100, ...options },
@@ -31,6 +36,7 @@ export function enginesOf(servers: Servers): Engines {
     },
     async stop() {
       for (const engine of engines) await engine.stop()
+      await jobs?.stop({ graceful: false })
     },
   }
 }

@@ -191,6 +191,24 @@ test('a cancelled run cleans up, undoes newest first, and cancels its children',
   assert.is(await handle.cancel(), false)
 })
 
+test('a parent hears of a child that was ended from outside, begun or not', async () => {
+  const naps = workflow('child-naps', { queue: 'elsewhere' }, async (run) => run.sleep('1h'))
+  const parent = workflow('parent', async (run) => {
+    try {
+      await run.child(naps, null)
+    } catch (error) {
+      return (error as MillraceError).details.status
+    }
+  })
+  const engine = await engines.start([parent])
+  const handles = [await startRun(engine, parent, null), await startRun(engine, parent, null)]
+  await until(async () => (await runsOf('child-naps')).length === 2)
+  const [one, two] = await runsOf('child-naps')
+  await (await findRun(engine, one!.run_id)).cancel()
+  await (await findRun(engine, two!.run_id)).terminate()
+  assert.equal((await Promise.all(handles.map((handle) => handle.result()))).sort(), ['cancelled', 'terminated'])
+})
+
 test('a parked run is cancelled too; a terminated one ends without cleanup', async () => {
   let cleaned = 0
   const waits = workflow('waits', async (run) => {

@@ -203,10 +203,28 @@ test('a failed run is restarted from a step, with what came before it kept', asy
   const engine = await engines.start([flow])
   const handle = await startRun(engine, flow, null, { id: 'r1' })
   assert.is(await codeOf(handle.result()), 'step_failed')
+  const letters = async () => {
+    const { rows } = await servers.database.pool.query(
+      `select id, state, data from pgboss.job where name = 'dead-runs'`,
+    )
+    return rows.filter((row) => row.data.name === 'restarts')
+  }
+  const [letter] = await letters()
+  assert.is(letter.id, handle.runId)
+  assert.is(letter.data.error.message, 'broken')
+  assert.equal(
+    letter.data.history.map((line: { name: string; output: string | null }) => [line.name, line.output]),
+    [
+      ['a', '1'],
+      ['b', '2'],
+      ['c', null],
+    ],
+  )
   broken = false
   const again = await handle.restart('c')
   assert.is(await again.result(), 1)
   assert.equal(ran, ['a', 'b', 'c', 'c'])
+  assert.is((await letters())[0].state, 'completed')
   const whole = await again.restart()
   assert.is(await whole.result(), 5)
   assert.is((await handle.status()).status, 'failed')
