@@ -83,7 +83,7 @@ function everyChunk(req: IncomingMessage, keep: (chunk: Buffer) => void, config:
       clearTimeout(idle)
       req.off('data', onData).off('end', end).off('close', onClose)
       if (error === undefined) return resolve()
-      req.pause()
+      discardRest(req)
       reject(error)
     }
     const onData = (chunk: Buffer) => {
@@ -168,8 +168,17 @@ async function* sentChunks(req: IncomingMessage, config: BodyConfig): AsyncGener
     }
   } finally {
     clearTimeout(idle)
+    // Not awaited: where no byte comes it does not return.
+    void chunks.return?.().then(() => setImmediate(discardRest, req))
   }
 }
+
+/**
+ * Reads the rest of a refused body away: Node does so only for bodies that nobody began to read, and a client that is
+ * not read from neither hears the answer nor gets to its next request. The server's REQUEST_MS bounds it.
+ * After an iteration it must wait a turn: the stream learns only then that nobody listens any more.
+ */
+const discardRest = (req: IncomingMessage): void => void req.resume()
 
 async function* throughDecoder(req: IncomingMessage, decoder: Transform, config: BodyConfig): AsyncGenerator<Buffer> {
   let refusal: unknown

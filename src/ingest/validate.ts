@@ -1,6 +1,6 @@
 /** Turns what a client sent into events for the stream, or says for each what is wrong with it. */
 
-import { Ajv } from 'ajv'
+import { Ajv, type ErrorObject } from 'ajv'
 import addFormats from 'ajv-formats'
 import { uuidv7 } from 'uuidv7'
 import { parseTraceparent } from '../telemetry/traceparent.ts'
@@ -64,11 +64,7 @@ export function validateEvent(
   { value, exact, suspect }: Json,
   stamp: { receivedMs: number; commitReply: string; eventBytesMax: number },
 ): Admission | Rejection {
-  if (!isEvent(value)) {
-    const { keyword, instancePath, message } = isEvent.errors![0]!
-    const says = keyword === 'not' ? 'has both data and data_base64; send one' : message
-    return rejection(value, { code: 'invalid_event', pointer: instancePath, message: `${says}` })
-  }
+  if (!isEvent(value)) return rejection(value, shapeProblem(isEvent.errors![0]!))
   if (deeperThan(value, DEPTH_MAX))
     return rejection(value, { code: 'too_deep', pointer: '', message: `nests deeper than ${DEPTH_MAX} levels` })
   const problem = suspect ? findUnstorable(exact ?? value) : undefined
@@ -102,6 +98,17 @@ export function validateEvent(
     },
     warning: verdict?.problem,
   }
+}
+
+/** In words where Ajv would show a regular expression. */
+function shapeProblem({ keyword, instancePath: pointer, message }: ErrorObject): Problem {
+  const code = 'invalid_event'
+  if (keyword === 'not') return { code, pointer, message: 'has both data and data_base64; send one' }
+  if (pointer === '/time' && keyword !== 'type')
+    return { code, pointer, message: 'must be a time of RFC 3339, in years 1 to 9999, with an offset below 16 hours' }
+  if (keyword === 'pattern')
+    return { code, pointer, message: 'must have no control characters, and no white space at its ends' }
+  return { code, pointer, message: message ?? 'is not an event' }
 }
 
 export const tooLargeEvent = (eventBytesMax: number): Problem => ({

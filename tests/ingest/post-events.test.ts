@@ -1,6 +1,8 @@
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
 import { brotliCompressSync, gzipSync, zstdCompressSync } from 'node:zlib'
 import { sql } from 'drizzle-orm'
 import { test } from 'uvu'
@@ -178,6 +180,25 @@ test('a limit that is met halfway says which events were accepted', async () => 
   })
   assert.is(status, 413)
   assert.equal([body.limit, body.accepted, body.events.length], ['EVENTS_PER_REQUEST_MAX', 1_500, 1_500])
+})
+
+test('a refusal in the middle of a body leaves the connection fit for the next request', async () => {
+  const socket = connect(Number(new URL(service.url).port), '127.0.0.1')
+  let answers = ''
+  socket.on('data', (chunk) => {
+    answers += chunk
+  })
+  const line = `${JSON.stringify(event('middle', { data: 'x'.repeat(2_000) }))}\n`
+  function* bytes() {
+    yield 'POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n'
+    // Far more than the buffers of both sockets hold.
+    for (let i = 0; i < 6_000; i++) yield `${line.length.toString(16)}\r\n${line}\r\n`
+    yield '0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n'
+  }
+  await pipeline(Readable.from(bytes()), socket, { end: false })
+  await until(() => answers.includes('{"status":"ok"}'))
+  assert.match(answers, /^HTTP\/1.1 413 [\s\S]*"limit":"BODY_BYTES_MAX"[\s\S]*HTTP\/1.1 200 /)
+  socket.destroy()
 })
 
 test('a body that stops coming is answered 408', async () => {
