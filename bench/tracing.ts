@@ -1,7 +1,7 @@
 /**
- * `make bench`, second part: what traces cost. The same load with tracing off, at 1% and at 100%, into a real Jaeger on
- * the same machine, in turns within one run, so that what else the machine does falls on all three. The medians of the
- * rounds are compared. BENCH_SECONDS per turn (10), BENCH_ROUNDS (5), BENCH_EVENTS per request (100).
+ * `make bench`, second part: what traces cost. Three services, without traces, with 1% and with 100% sampled into a real
+ * Jaeger, stand side by side, warm; short loads go to each in turn, so that what else the machine does falls on all
+ * three. The median of the rounds' ratios is told. BENCH_TURN_SECONDS (2), BENCH_ROUNDS (15), BENCH_EVENTS per request (100).
  */
 
 import { spawn } from 'node:child_process'
@@ -11,8 +11,6 @@ import { setTimeout as pause } from 'node:timers/promises'
 import pg from 'pg'
 import { connectBroker } from '../src/broker/connect.ts'
 import { readQueue } from '../src/broker/queue.ts'
-import { ensureStream } from '../src/broker/streams.ts'
-import { loadConfig } from '../src/config.ts'
 import { migrateDatabase } from '../src/db/migrate.ts'
 import { startNats } from '../src/embedded/nats.ts'
 import { freePort } from '../src/embedded/port.ts'
@@ -20,8 +18,8 @@ import { startPostgres } from '../src/embedded/postgres.ts'
 import type { LoadResult } from './load.ts'
 import { line, meter, runNode, startNode, stopNode } from './processes.ts'
 
-const seconds = Number(process.env.BENCH_SECONDS ?? 10)
-const rounds = Number(process.env.BENCH_ROUNDS ?? 5)
+const seconds = Number(process.env.BENCH_TURN_SECONDS ?? 2)
+const rounds = Number(process.env.BENCH_ROUNDS ?? 15)
 const eventsPerRequest = Number(process.env.BENCH_EVENTS ?? 100)
 const JAEGER = '.venv/bin/jaeger'
 if (!existsSync(JAEGER)) {
@@ -31,7 +29,7 @@ if (!existsSync(JAEGER)) {
 
 const dir = join(process.cwd(), '.millrace/bench-tracing')
 rmSync(dir, { recursive: true, force: true })
-const [postgres, nats] = await Promise.all([startPostgres(join(dir, 'postgres')), startNats(join(dir, 'nats'))])
+const postgres = await startPostgres(join(dir, 'postgres'))
 const [otlp, query, queryGrpc, health] = await Promise.all([freePort(), freePort(), freePort(), freePort()])
 const jaeger = spawn(JAEGER, ['--config', 'otel/jaeger.yaml'], {
   stdio: 'ignore',
@@ -43,7 +41,6 @@ const jaeger = spawn(JAEGER, ['--config', 'otel/jaeger.yaml'], {
     JAEGER_HEALTH_PORT: String(health),
   },
 })
-const env = { DATABASE_URL: postgres.url, NATS_URL: nats.url, PORT: '0', HOST: '127.0.0.1', LOG_LEVEL: 'info' }
 const collector = { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${otlp}` }
 const CASES = {
   off: {},
@@ -52,69 +49,96 @@ const CASES = {
 }
 type Case = keyof typeof CASES
 type Turn = { committedPerSecond: number; cpuUs: number; queueP50Ms: number; queueP99Ms: number }
+type Service = Awaited<ReturnType<typeof startService>>
 
-const config = loadConfig({ ...process.env, ...env })
-await migrateDatabase(config.DATABASE_URL)
-const broker = await connectBroker(config, 'bench')
-await ensureStream(broker, config)
-const db = new pg.Client({ connectionString: postgres.url })
-await db.connect()
-
-/** One load on fresh processes, until every event is committed and counted. */
-async function turn(name: Case, run: string): Promise<Turn> {
-  await db.query('truncate events, batches')
+/** A nats-server, a database, an API and a worker process, all its own. */
+async function startService(name: Case) {
+  const database = `millrace_${Object.keys(CASES).indexOf(name)}`
+  const admin = new pg.Client({ connectionString: postgres.url })
+  await admin.connect()
+  await admin.query(`create database ${database}`)
+  await admin.end()
+  const nats = await startNats(join(dir, database))
+  const env = {
+    DATABASE_URL: postgres.url.replace(/[^/]*$/, database),
+    NATS_URL: nats.url,
+    PORT: '0',
+    HOST: '127.0.0.1',
+    LOG_LEVEL: 'info',
+  }
+  await migrateDatabase(env.DATABASE_URL)
   const [api, worker] = ['api', 'worker'].map((role) => startNode(['src/cli.ts', role], { ...env, ...CASES[name] }))
   const [port] = await Promise.all([line(api!, /"port":(\d+)/), line(worker!, /pulling/)])
-  const order = { port: Number(port[1]), path: '/v1/events', eventsPerRequest, connections: 16 }
-  const load = (part: string, forSeconds: number) =>
-    runNode<LoadResult>(['bench/load.ts', JSON.stringify({ ...order, run: `${run}${part}`, seconds: forSeconds })])
-  // A second to warm up: a process that was just started is no measure of one that runs for days.
-  const warm = await load('w', 1)
-  await settled(warm.accepted)
+  const broker = await connectBroker({ NATS_URL: nats.url }, 'bench')
+  const db = new pg.Client({ connectionString: env.DATABASE_URL })
+  await db.connect()
   const meters = [meter(api!.pid!), meter(worker!.pid!)]
-  const cpuMs = () => meters.reduce((sum, each) => sum + each.cpuMs(), 0)
+  return {
+    broker,
+    db,
+    port: Number(port[1]),
+    cpuMs: () => meters.reduce((sum, each) => sum + each.cpuMs(), 0),
+    stop: async () => {
+      await Promise.all([stopNode(api!), stopNode(worker!)])
+      await db.end()
+      await broker.close()
+      await nats.stop()
+    },
+  }
+}
+
+/** One load, until every event of it is committed and counted. */
+async function turn({ db, broker, port, cpuMs }: Service, run: string): Promise<Turn> {
+  await db.query('truncate events, batches')
   const before = cpuMs()
-  const measured = await load('m', seconds)
-  await settled(warm.accepted + measured.accepted)
-  const cpuUs = ((cpuMs() - before) * 1_000) / measured.accepted
+  const order = { port, path: '/v1/events', eventsPerRequest, connections: 16, run, seconds }
+  const { accepted, refused } = await runNode<LoadResult>(['bench/load.ts', JSON.stringify(order)])
+  if (refused > 0) throw new Error(`${refused} requests were refused`)
+  await settled({ db, broker }, accepted)
+  const cpuUs = ((cpuMs() - before) * 1_000) / accepted
   const { rows } = await db.query(
     `select extract(epoch from max(b.committed_at) - min(e.received_at))::float8 as seconds,
             percentile_cont(0.5) within group (order by extract(epoch from b.committed_at - e.received_at)) * 1000 as p50,
             percentile_cont(0.99) within group (order by extract(epoch from b.committed_at - e.received_at)) * 1000 as p99
-     from events e join batches b on b.id = e.batch_id where e.id like $1`,
-    [`${run}m-%`],
+     from events e join batches b on b.id = e.batch_id`,
   )
-  await Promise.all([stopNode(api!), stopNode(worker!)])
   return {
-    committedPerSecond: measured.accepted / rows[0].seconds,
+    committedPerSecond: accepted / rows[0].seconds,
     cpuUs,
     queueP50Ms: Number(rows[0].p50),
     queueP99Ms: Number(rows[0].p99),
   }
 }
 
-async function settled(events: number): Promise<void> {
-  while ((await readQueue(broker)).depth > 0) await pause(50)
+/** @throws when rows are missing, or nothing has moved for a minute */
+async function settled({ db, broker }: Pick<Service, 'db' | 'broker'>, events: number): Promise<void> {
+  const deadline = performance.now() + 60_000
+  while ((await readQueue(broker)).depth > 0 && performance.now() < deadline) await pause(20)
   for (;;) {
     const { rows } = await db.query(
       `select (select count(*) from events)::int as stored, coalesce(sum(inserted), 0)::int as told from batches`,
     )
     if (rows[0].stored !== events) throw new Error(`${events} events were accepted, ${rows[0].stored} are stored`)
     if (rows[0].told === events) return
-    await pause(50)
+    if (performance.now() > deadline) throw new Error(`${events} events, but the batches tell of ${rows[0].told}`)
+    await pause(20)
   }
 }
 
 const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1]!
 
+const names = Object.keys(CASES) as Case[]
+const services = new Map<Case, Service>()
 try {
-  const turns = new Map<Case, Turn[]>()
-  const names = Object.keys(CASES) as Case[]
+  for (const name of names) services.set(name, await startService(name))
+  // The first turn of each warms it up and is forgotten.
+  for (const name of names) await turn(services.get(name)!, `warm${names.indexOf(name)}`)
+  const turns = new Map<Case, Turn[]>(names.map((name) => [name, []]))
   for (let round = 0; round < rounds; round++)
-    // Each round begins with another case, so that none is always measured on the fullest disk.
+    // Each round begins with another case, so that none has always the same neighbour.
     for (let at = 0; at < names.length; at++) {
       const name = names[(round + at) % names.length]!
-      turns.set(name, [...(turns.get(name) ?? []), await turn(name, `r${round}c${at}`)])
+      turns.get(name)!.push(await turn(services.get(name)!, `r${round}`))
     }
   const of = (name: Case, what: keyof Turn) => median(turns.get(name)!.map((each) => each[what]))
   /** Against the turn without traces in the same round: the median of the rounds' ratios. */
@@ -136,8 +160,7 @@ try {
   writeFileSync('bench/reports/tracing.json', `${JSON.stringify(report, null, 2)}\n`)
   console.log(JSON.stringify(report))
 } finally {
-  await db.end()
-  await broker.close()
+  for (const service of services.values()) await service.stop()
   jaeger.kill('SIGKILL')
-  await Promise.all([postgres.stop(), nats.stop()])
+  await postgres.stop()
 }
