@@ -82,7 +82,7 @@ export function createContext(run: LiveRun): Run {
     compensate: (name, undo, options = {}) => {
       run.compensations.unshift({ name, undo: async () => void (await callStep(run, name, undo, options)) })
     },
-    setState: (state) => writeState(run, state),
+    setState: (state) => setState(run, state),
     continueAsNew: (input) => new Continuation(input) as never,
     patched: (id) => callPatched(run, id),
     get cancelled() {
@@ -110,11 +110,23 @@ export class Continuation {
 }
 
 /** Not a call: what a replay would set again is not written. */
-function writeState(run: LiveRun, state: unknown): void {
+function setState(run: LiveRun, state: unknown): void {
   const text = encode(state, 'The state of a run')
-  if (run.over || run.delivered < run.results.length) return
+  if (run.over || run.delivered < run.replayed) return
+  run.shown.state = text
+  run.shown.unwritten = true
+  if (!run.shown.writing) writeState(run)
+}
+
+/** One at a time, since of two commits the later may be the first to end. */
+function writeState(run: LiveRun): void {
+  run.shown.writing = true
+  run.shown.unwritten = false
   const { runId, epoch } = run.row
-  writeEntry(run, { state: { runId, epoch, state: text } }, () => {})
+  writeEntry(run, { state: { runId, epoch, state: run.shown.state } }, () => {
+    run.shown.writing = false
+    if (run.shown.unwritten) writeState(run)
+  })
 }
 
 function callPatched(run: LiveRun, id: string): Promise<boolean> {

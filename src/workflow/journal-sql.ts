@@ -213,6 +213,25 @@ export const STATEMENTS = {
     ],
   }),
 
+  states: statement<StateRow>({
+    name: 'millrace_states',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      update workflow_runs r set state = s.state
+      from lease, (
+        select distinct on (run_id) run_id, epoch, state
+        from unnest($2::uuid[], $3::int[], $4::json[]) with ordinality s(run_id, epoch, state, n)
+        order by run_id, n desc) s
+      where r.run_id = s.run_id and r.epoch = s.epoch and r.worker is not distinct from $1 and r.status = 'running'`,
+    values: (worker, rows) => [
+      worker,
+      rows.map((row) => row.runId),
+      rows.map((row) => row.epoch),
+      rows.map((row) => row.state),
+    ],
+  }),
+
   finishes: statement<FinishRow>({
     name: 'millrace_finishes',
     counted: true,
@@ -230,25 +249,6 @@ export const STATEMENTS = {
       rows.map((row) => row.status),
       rows.map((row) => row.output),
       rows.map((row) => row.error),
-    ],
-  }),
-
-  states: statement<StateRow>({
-    name: 'millrace_states',
-    counted: false,
-    text: `
-      with lease as materialized (select id from workflow_workers where id = $1 for key share)
-      update workflow_runs r set state = s.state
-      from lease, (
-        select distinct on (run_id) run_id, epoch, state
-        from unnest($2::uuid[], $3::int[], $4::json[]) with ordinality s(run_id, epoch, state, n)
-        order by run_id, n desc) s
-      where r.run_id = s.run_id and r.epoch = s.epoch and r.worker is not distinct from $1`,
-    values: (worker, rows) => [
-      worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.epoch),
-      rows.map((row) => row.state),
     ],
   }),
 

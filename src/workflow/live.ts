@@ -146,6 +146,10 @@ export type LiveRun = {
   mailTaken: Map<string, number>
   /** Newest first. */
   compensations: { name: string; undo: () => Promise<void> }[]
+  /** Results that a replay gives again. */
+  replayed: number
+  /** What the run shows (setState): the last one set, and whether the row has it. */
+  shown: { state: string | null; unwritten: boolean; writing: boolean }
   patches: Map<string, boolean>
   deadlineTimer: NodeJS.Timeout | undefined
   controller: AbortController | null
@@ -368,6 +372,10 @@ export function finish(run: LiveRun, end: RunEnd): void {
     runId: run.row.runId,
     epoch: run.row.epoch,
     finish: row,
+    // A write that is still out may come after this one, and then changes nothing.
+    ...(run.shown.unwritten || run.shown.writing
+      ? { state: { runId: row.runId, epoch: row.epoch, state: run.shown.state } }
+      : {}),
     ...(wakesParent ? { wake: run.row.parentId! } : {}),
     ...(end.kind === 'continued' ? { starts: [end.next] } : {}),
     ...(end.kind === 'failed' ? { letter: letterOf(run.row, end.error) } : {}),

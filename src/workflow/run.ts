@@ -49,6 +49,8 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
     children: new Map(),
     mailTaken: new Map(),
     compensations: [],
+    replayed: 0,
+    shown: { state: null, unwritten: false, writing: false },
     patches: new Map(),
     deadlineTimer: undefined,
     controller: null,
@@ -75,6 +77,7 @@ function loadHistory(run: LiveRun, recorded: Recorded[]): void {
     error: line.error === null ? null : decodeError(line.error, 'step_failed'),
     durable: true,
   }))
+  run.replayed = run.results.length
 }
 
 /** A run that is at work cannot rest until its deadline, so the deadline has a timer of its own. */

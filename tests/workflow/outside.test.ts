@@ -247,6 +247,20 @@ test('a run past its timeout fails with it, after its cleanup', async () => {
   assert.is(status.state, 'cleaned')
 })
 
+test('of states set in a hurry the last one shows when the result is out', async () => {
+  const hurries = workflow('hurries', async (run: Run, n: number) => {
+    await Promise.all([1, 2, 3].map((step) => run.step(`${step}`, () => run.setState(step))))
+    run.setState('nearly')
+    run.setState(`last of ${n}`)
+  })
+  const engine = await engines.start([hurries])
+  for (let n = 0; n < 300; n++) {
+    const handle = await startRun(engine, hurries, n)
+    await handle.result()
+    assert.is((await handle.status()).state, `last of ${n}`)
+  }
+})
+
 test('continue-as-new keeps the id and whoever waits', async () => {
   const counts = workflow('counts', async (run: Run, n: number) => {
     await run.step('count', () => n)
