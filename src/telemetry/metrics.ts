@@ -62,6 +62,15 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
   const suspicion = meter.createGauge('millrace_system_suspected', {
     description: '1 while most events are refused, so that dead letters are held back',
   })
+  const runsEnded = counter('workflow_runs_ended', 'Workflow runs that ended, by status')
+  const steps = counter('workflow_step_attempts', 'Attempts of workflow steps, by outcome')
+  const scheduleToStart = histogram(
+    'millrace_workflow_schedule_to_start_seconds',
+    'Time from when a run was due to start or wake until a worker had it',
+    STEP_SECONDS,
+    's',
+  )
+  const leasesLost = counter('workflow_leases_lost', 'Runs this process had to drop because their lease was gone')
   observeProcess(provider.getMeter('process'))
 
   return {
@@ -94,6 +103,15 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
     batchFailed: (sqlstate: string) => batches.add(1, { outcome: `failed_${sqlstate.slice(0, 2)}` }),
     deadLettered: (cause: string) => deadLetters.add(1, { cause }),
     suspected: (yes: boolean) => suspicion.record(yes ? 1 : 0),
+
+    runEnded: (status: string) => runsEnded.add(1, { status }),
+    stepAttempted: (outcome: 'completed' | 'failed') => steps.add(1, { outcome }),
+    runBegun: (waitedSeconds: number) => scheduleToStart.record(waitedSeconds),
+    leaseLost: (runs: number) => leasesLost.add(runs),
+    observeRuns: (read: () => number) => {
+      const runs = gauge('workflow_runs_in_memory', 'Workflow runs this process has in memory')
+      runs.addCallback((result) => result.observe(read()))
+    },
 
     /** Reads the queue at each collection; a queue that cannot be read is no sample, not a zero. */
     observeQueue: (read: () => Promise<QueueState>) => {

@@ -12,7 +12,7 @@ const CLAIM = `
   with lease as materialized (select id from workflow_workers where id = $1 for key share),
   codes as (select name, version from unnest($3::text[], $4::text[]) c(name, version)),
   due as materialized (
-    select run_id from workflow_runs
+    select run_id, due_at from workflow_runs
     where status = 'waiting' and due_at <= statement_timestamp() and queue = $2 and (name, version) in (select * from codes)
     order by due_at limit $5 for update skip locked),
   queued as materialized (
@@ -20,11 +20,12 @@ const CLAIM = `
     where status = 'queued' and queue = $2 and (name, version) in (select * from codes)
     order by priority, run_id limit greatest(0, $5 - (select count(*) from due)) for update skip locked)
   update workflow_runs r set status = 'running', worker = $1, epoch = r.epoch + 1, due_at = null
-  from lease, (select run_id from due union all select run_id from queued) picked
+  from lease, (select run_id, due_at from due union all select run_id, null from queued) picked
   where r.run_id = picked.run_id
   returning r.run_id, r.id, r.generation, r.name, r.version, r.queue, r.priority, r.concurrency_key,
     r.input::text as input, r.epoch, r.wakes, r.parent_id, r.chain_id, r.traceparent,
     extract(epoch from r.created_at)::float8 * 1000 as created_at,
+    extract(epoch from coalesce(picked.due_at, case when r.epoch = 1 then r.created_at end))::float8 * 1000 as wanted_at,
     extract(epoch from r.deadline_at)::float8 * 1000 as deadline_at`
 
 const HISTORY = `
@@ -32,7 +33,8 @@ const HISTORY = `
     extract(epoch from due_at)::float8 * 1000 as due_at, extract(epoch from at)::float8 * 1000 as at
   from workflow_steps where run_id = any($1::uuid[]) order by run_id, pos`
 
-export type Claimed = { row: RunRow; recorded: Recorded[] }
+/** @property wantedAt  when it was to start or wake, in ms since 1970; null for one that something came in for */
+export type Claimed = { row: RunRow; recorded: Recorded[]; wantedAt: number | null }
 
 /** @param room  the most to take */
 export async function claimRuns(
@@ -72,6 +74,7 @@ export async function claimRuns(
       deadlineAt: row.deadline_at,
     },
     recorded: histories.get(row.run_id) ?? [],
+    wantedAt: row.wanted_at,
   }))
 }
 

@@ -15,6 +15,7 @@ import { uuidv7 } from 'uuidv7'
 import type { Broker } from '../broker/connect.ts'
 import type { DatabaseConnection } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
+import type { Tracing } from '../telemetry/tracing.ts'
 import type { Claimed } from './claim.ts'
 import { type Clock, createClock, synchronise } from './clock.ts'
 import { type ControlDeps, cancelRuns } from './control.ts'
@@ -26,7 +27,7 @@ import { type Journal, openJournal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
 import { endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
 import { createListeners, type Listeners } from './listen.ts'
-import { dropRun, type LiveRun, type RunEnd, type Runner, type RunRow } from './live.ts'
+import { dropRun, type EngineMetrics, type LiveRun, type RunEnd, type Runner, type RunRow } from './live.ts'
 import { createResults, type Ending, type Results } from './results.ts'
 import { beginRun } from './run.ts'
 import { openSessions } from './session.ts'
@@ -42,6 +43,7 @@ export type EngineDeps = {
   databaseUrl: string
   broker: Broker | null
   jobs?: PgBoss | null
+  telemetry?: { tracing: Pick<Tracing, 'tracer'>; metrics: EngineMetrics }
   onError: (error: unknown, doing: string) => void
 }
 
@@ -212,6 +214,8 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
     clock,
     live,
     db: deps.database.db,
+    tracer: deps.telemetry?.tracing.tracer,
+    metrics: deps.telemetry?.metrics ?? null,
     listen: listeners.ensure,
     refresh: soon((runIds) => {
       const runs = [...new Set(runIds)].flatMap((runId) => live.get(runId) ?? [])
@@ -235,6 +239,7 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
         if (runner.stopping) return undefined
         const run = beginRun(runner, rowOf(row), place.codes.get(codeOf(row))!, [])
         run.startedHere = true
+        runner.metrics?.runBegun((clock.now() - row.createdAt) / 1_000)
         return run
       }
       if (row.status === 'queued') {
@@ -246,6 +251,7 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
     ended: (run, end) => {
       const { runId, parentId } = run.row
       const ending = endingOf(run, end)
+      runner.metrics?.runEnded(end.kind)
       results.settle(runId, ending)
       const starter = runner.starters.get(run)
       if (starter !== undefined) runner.handover?.sendEnd(starter, runId, ending)
@@ -283,18 +289,24 @@ function work(
   const { deps, pool, clock, live, place, runner, worker, name, leaseMs, sweepMs } = parts
   const { broker, onError } = deps
   const take = (claimed: Claimed[]) => {
-    for (const { row, recorded } of claimed) beginRun(runner, row, place.codes.get(codeOf(row))!, recorded)
+    const now = clock.now()
+    for (const { row, recorded, wantedAt } of claimed) {
+      beginRun(runner, row, place.codes.get(codeOf(row))!, recorded)
+      if (wantedAt !== null) runner.metrics?.runBegun(Math.max(0, now - wantedAt) / 1_000)
+    }
     runner.refresh(claimed.map(({ row }) => row.runId).filter((runId) => live.get(runId)?.unread))
   }
   const room = () => place.runsMax - live.size
   const codes = [...place.codes.values()]
   const dispatch = startDispatch({ pool, clock, worker, queues: place.queues, codes, room, take, onError }, sweepMs)
   runner.dispatch = dispatch
+  runner.metrics?.observeRuns(() => live.size)
   const dropAll = (reason: MillraceError) => {
     for (const run of [...live.values()]) dropRun(run, reason)
   }
   const renew = async () => {
     if (!(await renewLease(pool, clock, worker, leaseMs))) {
+      runner.metrics?.leaseLost(live.size)
       dropAll(new MillraceError('conflict', 'The lease is lost'))
       await takeLease(pool, clock, worker, name, leaseMs)
       onError(

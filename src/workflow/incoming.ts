@@ -21,6 +21,7 @@ import {
   writeResult,
 } from './live.ts'
 import { newRun, type StartOptions } from './start.ts'
+import { traceparentOf } from './trace.ts'
 import { decode } from './values.ts'
 
 /** An event as a workflow sees it. */
@@ -233,7 +234,8 @@ export type ChildOptions = Omit<StartOptions, 'id' | 'onConflict' | 'reuse' | 't
 
 /** Starts a child in the commit that records the call, and gives its result. */
 export function callChild(run: LiveRun, workflow: Workflow, input: unknown, options: ChildOptions): Promise<unknown> {
-  const started = { ...newRun(workflow, input, options), parentId: run.row.runId, traceparent: run.row.traceparent }
+  const traceparent = traceparentOf(run.span, run.row.traceparent)
+  const started = { ...newRun(workflow, input, options), parentId: run.row.runId, traceparent }
   const { pos, recorded } = openCall(run, 'child', workflow.name)
   const call = { pos, kind: 'child', name: workflow.name, attempt: 1, ms: null } as const
   const result = awaitResult(run, call)

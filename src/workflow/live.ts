@@ -8,15 +8,20 @@
  *    with a due time, and costs nothing until it is claimed and replayed.
  */
 
-import type { Span } from '@opentelemetry/api'
+import type { Span, Tracer } from '@opentelemetry/api'
 import type { Database } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
+import type { Metrics } from '../telemetry/metrics.ts'
 import type { Clock } from './clock.ts'
 import type { DeadRun } from './dead-runs.ts'
 import type { Workflow } from './define.ts'
 import type { Journal, JournalEntry, Reply } from './journal.ts'
 import type { FinishRow, StartRow, StepRow } from './journal-sql.ts'
+import { endRunSpan } from './trace.ts'
 import { asRead, decodeError, encodeError } from './values.ts'
+
+/** What the engine counts (telemetry/metrics.ts). */
+export type EngineMetrics = Pick<Metrics, 'runEnded' | 'runBegun' | 'stepAttempted' | 'leaseLost' | 'observeRuns'>
 
 /** What a run needs of its process. */
 export type Runner = {
@@ -35,6 +40,8 @@ export type Runner = {
   /** Makes sure that events of the type are kept by this key, from `sinceMs` on. */
   listen: (type: string, path: string[], sinceMs: number) => Promise<void>
   db: Database
+  tracer: Tracer | undefined
+  metrics: EngineMetrics | null
 }
 
 export type RunEnd =
@@ -272,8 +279,10 @@ export function writeEntry(run: LiveRun, entry: Partial<JournalEntry>, then: (re
       if (outcome.kind === 'written') {
         then(outcome.replies)
         rest(run)
-      } else if (outcome.kind === 'lost') dropRun(run, new MillraceError('conflict', 'The lease is lost'))
-      else if (outcome.error.code === 'unavailable') dropRun(run, outcome.error)
+      } else if (outcome.kind === 'lost') {
+        run.runner.metrics?.leaseLost(1)
+        dropRun(run, new MillraceError('conflict', 'The lease is lost'), 'lost')
+      } else if (outcome.error.code === 'unavailable') dropRun(run, outcome.error)
       else finish(run, { kind: 'failed', error: encodeError(outcome.error) })
     },
   })
@@ -357,6 +366,7 @@ export function finish(run: LiveRun, end: RunEnd): void {
   run.over = true
   stir(run)
   clearTimeout(run.deadlineTimer)
+  endRunSpan(run.span, end.kind)
   if (end.kind !== 'stuck') run.runner.cancelChildren([...run.children.values()])
   run.controller?.abort(new MillraceError('conflict', 'The run has ended'))
   const row: FinishRow = {
@@ -411,7 +421,8 @@ function leave(run: LiveRun): void {
 }
 
 /** The run is another's now, or nothing can be written: its code gets no further result. */
-export function dropRun(run: LiveRun, reason: MillraceError): void {
+export function dropRun(run: LiveRun, reason: MillraceError, outcome = 'dropped'): void {
+  endRunSpan(run.span, outcome)
   run.over = true
   stir(run)
   clearTimeout(run.deadlineTimer)
@@ -499,7 +510,7 @@ function park(run: LiveRun, due: number): void {
   const dueAt = due === Number.POSITIVE_INFINITY ? null : due
   writeEntry(run, { park: { runId, epoch, wakes, dueAt } }, (replies) => {
     if (replies.some((reply) => reply.kind === 'parks')) {
-      dropRun(run, new MillraceError('conflict', 'The run sleeps'))
+      dropRun(run, new MillraceError('conflict', 'The run sleeps'), 'parked')
       run.runner.parked(dueAt)
     } else run.runner.refresh([runId])
   })

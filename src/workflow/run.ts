@@ -16,6 +16,7 @@ import {
   stopStuck,
 } from './live.ts'
 import { newRun } from './start.ts'
+import { startRunSpan } from './trace.ts'
 import { decode, decodeError, encode, encodeError } from './values.ts'
 
 /** Starts (or, with a history, resumes) a run whose lease this process has. */
@@ -54,7 +55,7 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
     patches: new Map(),
     deadlineTimer: undefined,
     controller: null,
-    span: null,
+    span: startRunSpan(runner.tracer, row),
   }
   if (recorded.length > 0) loadHistory(run, recorded)
   const before = runner.live.get(row.runId)

@@ -10,6 +10,7 @@ import type { Workflow } from './define.ts'
 import { type Duration, milliseconds } from './durations.ts'
 import type { Journal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
+import { activeTraceparent } from './trace.ts'
 import { encode } from './values.ts'
 
 /**
@@ -18,6 +19,7 @@ import { encode } from './values.ts'
  * @property reuse       the id's last run has ended: `use` it (default), start `again`, `again-if-failed`, or `fail`
  * @property delay       before it starts
  * @property attributes  to filter runs by
+ * @property traceparent W3C trace context the run continues; default: the active span's
  */
 export type StartOptions = {
   id?: string
@@ -56,7 +58,7 @@ export function newRun(
     status: options.delay === undefined ? 'queued' : 'waiting',
     input: encode(input, `The input of ${workflow.name}`),
     attributes: encode(options.attributes, 'attributes'),
-    traceparent: options.traceparent ?? null,
+    traceparent: options.traceparent ?? activeTraceparent(),
     delayMs: options.delay === undefined ? null : milliseconds(options.delay),
     timeoutMs: options.timeout === undefined ? workflow.timeoutMs : milliseconds(options.timeout),
     parentId: null,

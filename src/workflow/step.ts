@@ -6,6 +6,7 @@ import { backoffMs, type Retry } from './backoff.ts'
 import { type Duration, milliseconds } from './durations.ts'
 import { awaitResult, type LiveRun, nextResult, openCall, rest, settleResult, writeEntry, writeResult } from './live.ts'
 import { isRecorded, recordIn } from './record.ts'
+import { inStepSpan } from './trace.ts'
 import { encode, encodeError } from './values.ts'
 
 /**
@@ -18,8 +19,15 @@ export type StepOptions = { retry?: Retry; timeout?: Duration; heartbeat?: Durat
  * @property signal    aborts at a timeout, a cancellation, a lost lease and the run's end: pass it to fetch and the like
  * @property key       the same for every attempt of this step: an idempotency key for the outside
  * @property heartbeat says that a long attempt is alive
+ * @property traceparent  W3C trace context for calls outside; null where there is no trace
  */
-export type StepTools = { readonly signal: AbortSignal; attempt: number; key: string; heartbeat: () => void }
+export type StepTools = {
+  readonly signal: AbortSignal
+  attempt: number
+  key: string
+  heartbeat: () => void
+  traceparent: string | null
+}
 
 export type StepFunction<T> = (tools: StepTools) => T | Promise<T>
 
@@ -74,15 +82,21 @@ async function attempt(run: LiveRun, step: Step, options: StepOptions, perform: 
   try {
     await perform(step)
     run.executing -= 1
+    run.runner.metrics?.stepAttempted('completed')
   } catch (error) {
     run.executing -= 1
+    run.runner.metrics?.stepAttempted('failed')
     failed(run, { ...step, ms: performance.now() - startedAt }, error, options, perform)
   }
 }
 
 async function attemptStep<T>(run: LiveRun, step: Step, work: StepFunction<T>, options: StepOptions): Promise<void> {
   const startedAt = performance.now()
-  const value = await attemptOnce(run, step, work, options)
+  const { span, runner, row } = run
+  const value =
+    span === null
+      ? await attemptOnce(run, step, work, options, row.traceparent)
+      : await inStepSpan(runner.tracer, span, step, (own) => attemptOnce(run, step, work, options, own))
   const output = encode(value, `The result of step '${step.name}'`)
   step.ms = performance.now() - startedAt
   writeResult(run, step, { value, output })
@@ -142,7 +156,13 @@ function waitForRetry(run: LiveRun, step: Step, dueAt: number, then: () => Promi
 }
 
 /** Runs the work once, under its time limits if it has any. */
-function attemptOnce<T>(run: LiveRun, step: Step, work: StepFunction<T>, options: StepOptions): T | Promise<T> {
+function attemptOnce<T>(
+  run: LiveRun,
+  step: Step,
+  work: StepFunction<T>,
+  options: StepOptions,
+  traceparent: string | null,
+): T | Promise<T> {
   const key = `${run.row.runId}/${step.pos}`
   if (options.timeout === undefined && options.heartbeat === undefined)
     return work({
@@ -152,6 +172,7 @@ function attemptOnce<T>(run: LiveRun, step: Step, work: StepFunction<T>, options
       attempt: step.attempt,
       key,
       heartbeat: () => {},
+      traceparent,
     })
   const limits = new AbortController()
   const signal = AbortSignal.any([limits.signal, runSignal(run)])
@@ -170,7 +191,10 @@ function attemptOnce<T>(run: LiveRun, step: Step, work: StepFunction<T>, options
   })
   const heartbeat = () => void (options.heartbeat !== undefined && timers.at(-1)?.refresh())
   const stop = () => timers.forEach(clearTimeout)
-  return Promise.race([Promise.resolve(work({ signal, attempt: step.attempt, key, heartbeat })), expired]).finally(stop)
+  return Promise.race([
+    Promise.resolve(work({ signal, attempt: step.attempt, key, heartbeat, traceparent })),
+    expired,
+  ]).finally(stop)
 }
 
 /** Aborts when the run is cancelled, lost or over. Made when first asked for: most steps never do. */

@@ -2,7 +2,7 @@
 
 import type { PgBoss } from 'pg-boss'
 import { startJobs } from '../../src/db/jobs.ts'
-import type { Engine, EngineOptions, Workflow } from '../../src/index.ts'
+import type { Engine, EngineDeps, EngineOptions, Workflow } from '../../src/index.ts'
 import { startEngine } from '../../src/index.ts'
 import type { Servers } from '../servers.ts'
 
@@ -13,7 +13,7 @@ export type Engines = {
 }
 
 /** Short leases, so that no test waits for long ones. `alone`: without NATS. */
-export function enginesOf(servers: Servers): Engines {
+export function enginesOf(servers: Servers, telemetry?: EngineDeps['telemetry']): Engines {
   const engines: Engine[] = []
   let jobs: PgBoss | undefined
   const errors: string[] = []
@@ -27,6 +27,7 @@ export function enginesOf(servers: Servers): Engines {
           databaseUrl: servers.config.DATABASE_URL,
           broker: alone ? null : servers.broker,
           jobs,
+          ...(telemetry === undefined ? {} : { telemetry }),
           onError: (error, doing) => errors.push(`${doing}: ${String(error)}`),
         },
         { workflows, leaseMs: 2_000, sweepMs: 100, ...options },
@@ -37,6 +38,7 @@ export function enginesOf(servers: Servers): Engines {
     async stop() {
       for (const engine of engines) await engine.stop()
       await jobs?.stop({ graceful: false })
+      jobs = undefined
     },
   }
 }
