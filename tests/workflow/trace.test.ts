@@ -1,4 +1,4 @@
-import { TracerProvider, InMemorySpanExporter, SimpleSpanProcessor } from '@opentelemetry/sdk-trace'
+import { InMemorySpanExporter, SimpleSpanProcessor, TracerProvider } from '@opentelemetry/sdk-trace'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { startRun, workflow } from '../../src/index.ts'
