@@ -21,8 +21,9 @@ import { type ValidateDeps, validateEvent } from './validate.ts'
 /** Half an atomic batch, so that two parts, or two requests, share one. */
 const PART_EVENTS_MAX = 500
 const PART_BYTES_MAX = 1024 * 1024
-/** Enough to keep the publisher busy while more of the body is parsed. */
+/** Enough to keep the publisher busy while more of the body is parsed; one when many requests do. */
 const FLIGHTS_MAX = 4
+const FLIGHTS_MAX_CROWDED = 1
 
 export type Intake = {
   readonly receivedMs: number
@@ -95,8 +96,9 @@ function nextPlace({ EVENTS_PER_REQUEST_MAX }: Config, { outcomes }: Intake): nu
  * Resolves when another part may be filled.
  * @throws what a part in flight failed with: there is no sense in reading on
  */
-export async function room(intake: Intake): Promise<void> {
-  while (intake.flights.size >= FLIGHTS_MAX && intake.failure === undefined) await Promise.race(intake.flights)
+export async function room({ publisher }: IntakeDeps, intake: Intake): Promise<void> {
+  const flightsMax = publisher.crowded() ? FLIGHTS_MAX_CROWDED : FLIGHTS_MAX
+  while (intake.flights.size >= flightsMax && intake.failure === undefined) await Promise.race(intake.flights)
   if (intake.failure !== undefined) throw intake.failure
 }
 

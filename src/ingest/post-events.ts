@@ -10,7 +10,7 @@ import { Readable } from 'node:stream'
 import { Router } from '@koa/router'
 import type { Context } from 'koa'
 import type { Config } from '../config.ts'
-import { MillraceError } from '../errors.ts'
+import { describe, MillraceError } from '../errors.ts'
 import { type BodyMemory, createBodyMemory, decodedChunks, readWhole, tooLarge } from '../http/body.ts'
 import { errorBody, errorHeaders, statusOf } from '../http/errors.ts'
 import { parameterReader, type Routes } from '../http/routes.ts'
@@ -21,11 +21,12 @@ import type { Depth } from './depth.ts'
 import { admit, type Intake, type IntakeDeps, reject, room, settle, startIntake } from './intake.ts'
 import { decodeText, type Json, type Problem, parseJson } from './json.ts'
 import { createLineSplitter } from './lines.ts'
+import type { Log } from './log.ts'
 import { type Counts, countOutcomes, type Outcome } from './outcomes.ts'
 import { postEventsOperation, postEventsParameters } from './post-events.openapi.ts'
 import { tooLargeEvent } from './validate.ts'
 
-export type PostEventsDeps = IntakeDeps & { depth: Depth; commits: CommitWait }
+export type PostEventsDeps = IntakeDeps & { depth: Depth; commits: CommitWait; log: Log }
 type Reading = PostEventsDeps & { memory: BodyMemory }
 
 /** Outcomes are turned into text this many at a time, so that the answer to a huge request is never held twice. */
@@ -47,7 +48,7 @@ export function postEventsRoutes(deps: PostEventsDeps, config: Config): Routes {
       intake.failure ??= error
     }
     await settle(deps, intake)
-    if (intake.failure !== undefined) return answerFailure(ctx, intake)
+    if (intake.failure !== undefined) return answerFailure(deps, ctx, intake)
     if (intake.awaited !== undefined && intake.awaited.length > 0)
       await deps.commits.wait(intake.awaited, heardBefore, closing(ctx))
     answer(ctx, intake)
@@ -91,7 +92,7 @@ async function admitAll(
     throw tooLarge('EVENTS_PER_REQUEST_MAX', config.EVENTS_PER_REQUEST_MAX, 'The request has too many events')
   for (let i = 0; i < values.length; i++) {
     admit(deps, config, intake, { value: values[i], exact: (exact as unknown[] | undefined)?.[i], suspect })
-    if (intake.flights.size > 0) await room(intake)
+    if (intake.flights.size > 0) await room(deps, intake)
   }
 }
 
@@ -100,7 +101,7 @@ async function readLines(deps: Reading, config: Config, ctx: Context, intake: In
   for await (const chunk of decodedChunks(ctx.req, config)) {
     for (const line of splitter.push(chunk)) {
       admitLine(deps, config, intake, line)
-      if (intake.flights.size > 0) await room(intake)
+      if (intake.flights.size > 0) await room(deps, intake)
     }
   }
   const last = splitter.end()
@@ -143,10 +144,11 @@ const refusalStatus = (outcomes: Outcome[]): number =>
   outcomes.every((outcome) => outcome.status === 'rejected' && outcome.code === 'event_too_large') ? 413 : 400
 
 /** Says which events were accepted before the failure; those after the last outcome were not looked at. */
-function answerFailure(ctx: Context, intake: Intake): void {
+function answerFailure({ log }: PostEventsDeps, ctx: Context, intake: Intake): void {
   if (intake.outcomes.length === 0) throw intake.failure
   const counts = countOutcomes(intake.outcomes)
   ctx.status = statusOf(intake.failure)
+  if (ctx.status === 500) log.error({ error: describe(intake.failure) }, 'failed in the middle of a request')
   ctx.set(errorHeaders(intake.failure))
   write(
     ctx,

@@ -6,7 +6,7 @@
  * Nats-Batch-Commit and a reply subject, on which the server answers once for all.
  */
 
-import { type Msg, nuid, RequestError, TimeoutError } from 'nats'
+import { type Msg, type NatsConnection, nuid, RequestError, TimeoutError } from 'nats'
 import type { Broker } from '../broker/connect.ts'
 import { subjectOf } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
@@ -39,6 +39,8 @@ export type Publisher = {
    *   retries with the same ids
    */
   publish: (events: OutgoingEvent[]) => Promise<number>
+  /** Whether so much is waiting that a reader should slow down, before `publish` has to refuse. */
+  crowded: () => boolean
   /** Resolves when nothing is waiting or in flight. */
   drain: () => Promise<void>
 }
@@ -105,7 +107,7 @@ export function createPublisher(
     await idle.promise
   }
 
-  return { publish, drain }
+  return { publish, crowded: () => pendingBytes > config.PUBLISH_PENDING_BYTES_MAX / 2, drain }
 }
 
 /** Takes whole requests, in order, up to the limits of a batch; always at least one. */
@@ -122,8 +124,24 @@ function nextBatch(waiting: Entry[]): Entry[] {
   return waiting.splice(0, count)
 }
 
-/** Sends one atomic batch; returns the sequence of its first message. */
+/** Stores one atomic batch; returns the sequence of its first message. */
 async function storeBatch({ nc }: Broker, events: OutgoingEvent[], timeoutMs: number): Promise<number> {
+  let answer: Msg
+  try {
+    answer = await sendBatch(nc, events, timeoutMs)
+  } catch (error) {
+    throw publishFailure(error, timeoutMs)
+  }
+  const ack = answer.json<{ seq?: number; error?: { err_code: number; description: string } }>()
+  if (ack.error || ack.seq === undefined)
+    throw new MillraceError('unavailable', `JetStream refused the batch: ${ack.error?.description ?? 'no sequence'}`, {
+      details: { broker_code: ack.error?.err_code },
+    })
+  return ack.seq - (events.length - 1)
+}
+
+/** The commit comes with the last message, and the server answers it alone. */
+async function sendBatch(nc: NatsConnection, events: OutgoingEvent[], timeoutMs: number): Promise<Msg> {
   const batchId = nuid.next()
   const last = events.length - 1
   for (let i = 0; i < last; i++) {
@@ -140,18 +158,7 @@ async function storeBatch({ nc }: Broker, events: OutgoingEvent[], timeoutMs: nu
     headers.set('Nats-Batch-Sequence', String(last + 1))
     headers.set('Nats-Batch-Commit', '1')
   }
-  let answer: Msg
-  try {
-    answer = await nc.request(subjectOf(event.type), event.payload, { headers, timeout: timeoutMs })
-  } catch (error) {
-    throw publishFailure(error, timeoutMs)
-  }
-  const ack = answer.json<{ seq?: number; error?: { err_code: number; description: string } }>()
-  if (ack.error || ack.seq === undefined)
-    throw new MillraceError('unavailable', `JetStream refused the batch: ${ack.error?.description ?? 'no sequence'}`, {
-      details: { broker_code: ack.error?.err_code },
-    })
-  return ack.seq - last
+  return nc.request(subjectOf(event.type), event.payload, { headers, timeout: timeoutMs })
 }
 
 function publishFailure(error: unknown, timeoutMs: number): MillraceError {

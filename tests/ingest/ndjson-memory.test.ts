@@ -27,6 +27,7 @@ const api = spawn(process.execPath, ['src/cli.ts', 'api'], {
     DATABASE_URL: servers.postgres.url,
     NATS_URL: servers.nats.url,
     LOG_LEVEL: 'silent',
+    PUBLISH_PENDING_BYTES_MAX: String(32 * 1024 * 1024),
   },
   stdio: 'inherit',
 })
@@ -78,6 +79,12 @@ test('100 MB of NDJSON, plain and then gzip, in flat memory', async () => {
   assert.ok(grown < GROWTH_BYTES_MAX, `the process grew by ${Math.round(grown / 1e6)} MB`)
   const { state } = await servers.broker.jsm.streams.info('EVENTS')
   assert.is(state.messages, 2 * EVENTS + 5_000)
+})
+
+test('many streams at once are slowed down, not refused', async () => {
+  // Together they send several times what may wait for JetStream.
+  const answers = await Promise.all(Array.from({ length: 24 }, (_, i) => send(Readable.from(lines(`many${i}`, 5_000)))))
+  for (const { status, body } of answers) assert.equal([status, body.accepted], [202, 5_000])
 })
 
 test.run()
