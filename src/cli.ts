@@ -28,14 +28,18 @@ program
 
 program
   .command('worker')
-  .description('run the pull workers against NATS_URL and DATABASE_URL')
-  .action(() => serveWorker(loadConfig(), stopSignal()))
+  .description('run the pull workers, and the workflows of modules, against NATS_URL and DATABASE_URL')
+  .argument('[modules...]', 'such as ./workflows.ts')
+  .action((modules: string[]) => serveWorker(loadConfig(), modules, stopSignal()))
 
 program
   .command('dev')
   .description('the whole service with embedded Postgres and nats-server')
+  .argument('[modules...]', 'whose workflows to run, such as ./workflows.ts')
   .option('--data <folder>', 'where the servers keep their data', '.millrace')
-  .action(({ data }: { data: string }) => serveDev(loadConfig(), resolve(data), stopSignal()))
+  .action((modules: string[], { data }: { data: string }) =>
+    serveDev(loadConfig(), resolve(data), modules, stopSignal()),
+  )
 
 program
   .command('config')

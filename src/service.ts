@@ -1,21 +1,26 @@
 /** The processes of Millrace: what `millrace api`, `worker` and `dev` start, and end in good order. */
 
 import { join } from 'node:path'
-import pino from 'pino'
-import { connectBroker } from './broker/connect.ts'
+import pino, { type Logger } from 'pino'
+import { type Broker, connectBroker } from './broker/connect.ts'
 import { ensureStream } from './broker/streams.ts'
 import type { Config } from './config.ts'
-import { connectDatabase } from './db/connect.ts'
+import { connectDatabase, type DatabaseConnection } from './db/connect.ts'
 import { startJobs } from './db/jobs.ts'
 import { migrateDatabase } from './db/migrate.ts'
 import { startNats } from './embedded/nats.ts'
 import { startPostgres } from './embedded/postgres.ts'
 import { announceServers } from './embedded/running.ts'
+import { describe } from './errors.ts'
 import { startApi, startWorkerServer } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
 import { withLocalJaeger } from './telemetry/jaeger.ts'
 import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
+import { workflowRoutes } from './workflow/api.ts'
+import { codeOf, type Workflow } from './workflow/define.ts'
+import { startEngine } from './workflow/engine.ts'
+import { loadWorkflows } from './workflow/load.ts'
 
 /** Serves the HTTP API until the signal. */
 export async function serveApi(config: Config, signal: AbortSignal): Promise<void> {
@@ -23,17 +28,23 @@ export async function serveApi(config: Config, signal: AbortSignal): Promise<voi
   await observed('api', config, (telemetry) => runApi(config, telemetry, signal))
 }
 
-/** Runs the pull workers until the signal, then finishes what is in hand. */
-export async function serveWorker(config: Config, signal: AbortSignal): Promise<void> {
+/**
+ * Runs the pull workers until the signal, then finishes what is in hand.
+ * @param modules  whose workflows to run too
+ */
+export async function serveWorker(config: Config, modules: string[], signal: AbortSignal): Promise<void> {
+  const workflows = await loadWorkflows(modules)
   await migrateDatabase(config.DATABASE_URL)
-  await observed('worker', config, (telemetry) => runWorker(config, telemetry, config.WORKER_PORT, signal))
+  await observed('worker', config, (telemetry) => runWorker(config, telemetry, workflows, config.WORKER_PORT, signal))
 }
 
 /**
  * The whole service in one process over embedded servers.
  * @param folder  where Postgres and nats-server keep their data
+ * @param modules  whose workflows to run
  */
-export async function serveDev(given: Config, folder: string, signal: AbortSignal): Promise<void> {
+export async function serveDev(given: Config, folder: string, modules: string[], signal: AbortSignal): Promise<void> {
+  const workflows = await loadWorkflows(modules)
   const [postgres, nats] = await Promise.all([
     startPostgres(join(folder, 'postgres'), { detached: true }),
     startNats(join(folder, 'nats'), { detached: true }),
@@ -42,7 +53,7 @@ export async function serveDev(given: Config, folder: string, signal: AbortSigna
   await migrateDatabase(config.DATABASE_URL)
   const forget = announceServers(folder, { DATABASE_URL: postgres.url, NATS_URL: nats.url })
   await observed('dev', config, (telemetry) =>
-    Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, undefined, signal)]),
+    Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, workflows, undefined, signal)]),
   )
   forget()
   await Promise.all([nats.stop(), postgres.stop()])
@@ -64,11 +75,15 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   const jobs = await startJobs(config.DATABASE_URL, {
     onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
   })
-  const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config)
+  const engine = await openEngine(config, { database, broker, log }, [])
+  const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config, [
+    workflowRoutes(engine, config),
+  ])
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
   log.info('stopping')
-  await server.close()
+  // Together: who waits for a result is told that this process closes.
+  await Promise.all([server.close(), engine.stop()])
   await publisher.drain()
   await jobs.stop()
   await broker.close()
@@ -79,6 +94,7 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
 async function runWorker(
   config: Config,
   telemetry: Telemetry,
+  workflows: Workflow[],
   port: number | undefined,
   signal: AbortSignal,
 ): Promise<void> {
@@ -94,14 +110,30 @@ async function runWorker(
   })
   const deps = { db: database.db, broker, jobs, log, telemetry }
   const server = port === undefined ? undefined : await startWorkerServer(deps, { HOST: config.HOST, PORT: port })
-  log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port }, 'pulling')
+  const engine = await openEngine(config, { database, broker, log }, workflows)
+  log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port, workflows: workflows.map(codeOf) }, 'pulling')
   signal.addEventListener('abort', () => log.info('stopping'), { once: true })
-  await consume(deps, config, signal)
+  await Promise.all([consume(deps, config, signal), aborted(signal).then(engine.stop)])
   await server?.close()
   await jobs.stop()
   await broker.close()
   await database.close()
 }
+
+const openEngine = (
+  config: Config,
+  { database, broker, log }: { database: DatabaseConnection; broker: Broker; log: Logger },
+  workflows: Workflow[],
+) =>
+  startEngine(
+    {
+      database,
+      databaseUrl: config.DATABASE_URL,
+      broker,
+      onError: (error, doing) => log.warn({ error: describe(error) }, doing),
+    },
+    { workflows },
+  )
 
 /** Runs what a process does under its telemetry. */
 async function observed(

@@ -8,20 +8,34 @@ import { startApi } from '../src/ingest/api.ts'
 import { consume } from '../src/ingest/consume.ts'
 import { createPublisher } from '../src/ingest/publish.ts'
 import { startTelemetry } from '../src/telemetry/telemetry.ts'
+import { workflowRoutes } from '../src/workflow/api.ts'
+import type { Workflow } from '../src/workflow/define.ts'
+import { startEngine } from '../src/workflow/engine.ts'
 import type { Servers } from './servers.ts'
 
 export type Service = Awaited<ReturnType<typeof startService>>
 
 /** Starts both over `servers`, with `over` in place of its configuration. */
-export async function startService(servers: Servers, over: Partial<Config> = {}) {
+export async function startService(servers: Servers, over: Partial<Config> = {}, workflows: Workflow[] = []) {
   const config = { ...servers.config, ...over }
   const { db, broker } = servers
   const log = pino({ level: config.LOG_LEVEL })
   const telemetry = await startTelemetry({ log }, config, 'millrace-test')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
+  const engine = await startEngine(
+    {
+      database: servers.database,
+      databaseUrl: config.DATABASE_URL,
+      broker,
+      onError: (error, doing) => log.warn({ error }, doing),
+    },
+    { workflows },
+  )
   const jobs = await startJobs(config.DATABASE_URL)
-  const server = await startApi({ db, broker, jobs, publisher, log, telemetry }, config)
+  const server = await startApi({ db, broker, jobs, publisher, log, telemetry }, config, [
+    workflowRoutes(engine, config),
+  ])
   const stopping = new AbortController()
   const working = consume({ db, broker, jobs, log, telemetry }, config, stopping.signal)
   const url = `http://127.0.0.1:${server.port}`
@@ -29,6 +43,7 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
     url,
     jobs,
     telemetry,
+    engine,
     /** Posts JSON, and says what was answered. */
     post: async (body: unknown, headers: Record<string, string> = {}) => {
       const response = await fetch(`${url}/v1/events`, {
@@ -47,7 +62,7 @@ export async function startService(servers: Servers, over: Partial<Config> = {})
     stop: async () => {
       stopping.abort()
       await working
-      await server.close()
+      await Promise.all([server.close(), engine.stop()])
       await jobs.stop()
       await publisher.drain()
       await telemetry.stop()

@@ -3,6 +3,7 @@
 import { sql } from 'drizzle-orm'
 import {
   bigint,
+  boolean,
   doublePrecision,
   index,
   integer,
@@ -136,6 +137,8 @@ export const workflowRuns = pgTable(
     /** The first run of a chain of continue-as-new; null in that first run. */
     chainId: uuid('chain_id'),
     cancelRequestedAt: instant('cancel_requested_at'),
+    /** It was begun in a queue that has limits, and counts against them until it ends. */
+    holds: boolean().notNull().default(false),
     createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
     finishedAt: instant('finished_at'),
   },
@@ -144,6 +147,13 @@ export const workflowRuns = pgTable(
     index('workflow_runs_queued').on(table.queue, table.priority, table.runId).where(sql`${table.status} = 'queued'`),
     index('workflow_runs_running').on(table.worker).where(sql`${table.status} = 'running'`),
     index('workflow_runs_chain').on(table.chainId).where(sql`${table.chainId} is not null`),
+    index('workflow_runs_holding')
+      .on(table.queue, table.concurrencyKey)
+      .where(sql`${table.holds} and ${table.finishedAt} is null`),
+    index('workflow_runs_dead').on(table.runId).where(sql`${table.status} in ('failed', 'stuck')`),
+    index('workflow_runs_by_attributes')
+      .using('gin', table.attributes.op('jsonb_path_ops'))
+      .where(sql`${table.attributes} is not null`),
     index('workflow_runs_due').on(table.dueAt).where(sql`${table.status} = 'waiting'`),
   ],
 )
@@ -268,4 +278,62 @@ export const eventSchemas = pgTable(
 export const eventSchemaModes = pgTable('event_schema_modes', {
   type: text().primaryKey(),
   mode: text({ enum: ['strict', 'warn', 'off'] }).notNull(),
+})
+
+/** The code that workers have loaded: what a start by name needs to know. */
+export const workflowDefinitions = pgTable(
+  'workflow_definitions',
+  {
+    name: text().notNull(),
+    version: text().notNull(),
+    queue: text().notNull(),
+    priority: smallint().notNull(),
+    timeoutMs: bigint('timeout_ms', { mode: 'number' }),
+    /** The version seen first last is the newest: an old worker that starts again makes nothing old new. */
+    firstSeenAt: instant('first_seen_at').notNull().default(sql`clock_timestamp()`),
+  },
+  (table) => [primaryKey({ columns: [table.name, table.version] })],
+)
+
+/** The limits of a queue; a queue without a row has none. */
+export const workflowQueues = pgTable('workflow_queues', {
+  queue: text().primaryKey(),
+  /** Runs begun and not ended, in the whole queue and of one concurrency key. */
+  concurrency: integer(),
+  perKey: integer('per_key'),
+  /** At most so many runs begin at once, and so many in each `rate_ms` on average: a bucket of tokens. */
+  rate: integer(),
+  rateMs: bigint('rate_ms', { mode: 'number' }),
+  tokens: doublePrecision().notNull().default(0),
+  refilledAt: instant('refilled_at').notNull().default(sql`clock_timestamp()`),
+})
+
+/** What starts runs at set times. A pg-boss job per schedule rings at `next_at` (workflow/schedules.ts). */
+export const workflowSchedules = pgTable('workflow_schedules', {
+  name: text().primaryKey(),
+  workflow: text().notNull(),
+  /** null: the newest at the time of the start */
+  version: text(),
+  input: json(),
+  /** queue, priority, concurrencyKey, timeout and attributes of its runs */
+  options: jsonb().notNull().default({}),
+  cron: text(),
+  everyMs: bigint('every_ms', { mode: 'number' }),
+  timezone: text().notNull().default('UTC'),
+  overlap: text({ enum: ['skip', 'buffer', 'allow', 'cancel', 'terminate'] }).notNull(),
+  /** A time missed by more (all workers were down) is passed over. */
+  catchUpMs: bigint('catch_up_ms', { mode: 'number' }).notNull(),
+  paused: boolean().notNull().default(false),
+  /** One more at every change; a ring of an older revision does nothing. */
+  revision: integer().notNull().default(1),
+  nextAt: instant('next_at').notNull(),
+  /** Its runs that may still be open. */
+  running: uuid().array().notNull().default([]),
+  /** A time that waits for the open run to end. */
+  bufferedAt: instant('buffered_at'),
+  lastAt: instant('last_at'),
+  lastRunId: uuid('last_run_id'),
+  started: bigint({ mode: 'number' }).notNull().default(0),
+  skipped: bigint({ mode: 'number' }).notNull().default(0),
+  createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
 })

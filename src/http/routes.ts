@@ -47,23 +47,23 @@ export function parameterReader<T extends object>(parameters: Parameters): (give
   }
 }
 
-const strictAjv = new Ajv({ useDefaults: true, strict: true, strictRequired: false })
+const strictAjv = new Ajv({ useDefaults: true, strict: true, strictRequired: false, allowUnionTypes: true })
 addFormats.default(strictAjv)
 
 /**
  * Compiles the schema of a JSON body into a reader; unlike parameters, nothing is turned into another type.
  * @returns a function that gives the checked body with its defaults, and throws `invalid_request` naming the wrong place
  */
-export function bodyReader<T extends object>(schema: SchemaObject): (given: object) => T {
+export function bodyReader<T extends object>(schema: SchemaObject): (body: unknown) => T {
   const isValid = strictAjv.compile<T>(schema)
-  return (given) => {
-    const body: object = { ...given }
+  const known = Object.keys(schema.properties ?? {}).join(', ')
+  return (body) => {
     if (isValid(body)) return body
     const { keyword, instancePath, params, message } = isValid.errors![0]!
     throw new MillraceError(
       'invalid_request',
       keyword === 'additionalProperties'
-        ? `There is no '${params.additionalProperty}' in this body`
+        ? `There is no '${params.additionalProperty}' in this body; known: ${known}`
         : `The body${instancePath === '' ? '' : ` at ${instancePath}`} ${message}`,
     )
   }
@@ -87,3 +87,9 @@ export const describeResponses = (responses: Record<number, [description: string
       { description, content: { 'application/json': { schema } } },
     ]),
   )
+
+/** A JSON body for an OpenAPI operation. */
+export const describeBody = (schema: object, required = true): object => ({
+  required,
+  content: { 'application/json': { schema } },
+})

@@ -5,6 +5,7 @@ import type { Transaction } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
 import { cancelRuns, restartRun, resumeRun, signalRun, terminateRun } from './control.ts'
 import type { Workflow } from './define.ts'
+import type { Definition } from './definitions.ts'
 import type { Engine } from './engine.ts'
 import { insertRunIn, newRun, type StartOptions } from './start.ts'
 
@@ -49,14 +50,24 @@ export async function startRun<I, O>(
   input: I,
   options: StartOptions = {},
 ): Promise<Handle<O>> {
-  const row = newRun(workflow, input, options)
+  return startDefined(engine, workflow, input, options) as Promise<Handle<O>>
+}
+
+/** The same for a workflow that this process need not have loaded. */
+export async function startDefined(
+  engine: Engine,
+  definition: Definition,
+  input: unknown,
+  options: StartOptions,
+): Promise<Handle> {
+  const row = newRun(definition, input, options)
   for (;;) {
-    if (await engine.begin(row)) return handleOf<O>(engine, row.runId, row.id)
+    if (await engine.begin(row)) return handleOf(engine, row.runId, row.id)
     const last = await lastOf(engine, row.id!)
     if (last === undefined) continue
     switch (decide(last.status, options)) {
       case 'use':
-        return handleOf<O>(engine, last.runId, row.id)
+        return handleOf(engine, last.runId, row.id)
       case 'fail':
         throw new MillraceError(
           'conflict',

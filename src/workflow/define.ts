@@ -89,5 +89,9 @@ export function workflow<I, O>(
   }
 }
 
+/** Tells what `workflow()` made, whichever copy of this module did. */
+export const isWorkflow = (value: unknown): value is Workflow =>
+  typeof value === 'object' && value !== null && 'body' in value && 'triggers' in value && 'awaits' in value
+
 /** Which code may run a run. */
 export const codeOf = ({ name, version }: { name: string; version: string }) => `${name}@${version}`

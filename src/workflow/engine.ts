@@ -20,6 +20,7 @@ import type { Claimed } from './claim.ts'
 import { type Clock, createClock, synchronise } from './clock.ts'
 import { type ControlDeps, cancelRuns } from './control.ts'
 import { codeOf, type Workflow } from './define.ts'
+import { registerDefinitions } from './definitions.ts'
 import { type Dispatch, startDispatch } from './dispatch.ts'
 import { type Handover, openHandover } from './handover.ts'
 import { readNews } from './incoming.ts'
@@ -88,6 +89,7 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   const name = `${hostname()}/${process.pid}`
   if (worker === null) await synchronise(clock, pool)
   else {
+    await registerDefinitions(pool, workflows)
     await listeners.register(workflows)
     await takeLease(pool, clock, worker, name, leaseMs)
   }

@@ -6,7 +6,7 @@ import { uuidv7 } from 'uuidv7'
 import type { Transaction } from '../db/connect.ts'
 import { workflowRuns } from '../db/schema.ts'
 import { MillraceError } from '../errors.ts'
-import type { Workflow } from './define.ts'
+import type { Definition } from './definitions.ts'
 import { type Duration, milliseconds } from './durations.ts'
 import type { Journal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
@@ -35,11 +35,7 @@ export type StartOptions = {
 }
 
 /** The row of a new run, checked. */
-export function newRun(
-  workflow: Pick<Workflow, 'name' | 'version' | 'queue' | 'priority' | 'timeoutMs'>,
-  input: unknown,
-  options: StartOptions,
-): StartRow {
+export function newRun(workflow: Definition, input: unknown, options: StartOptions): StartRow {
   for (const [name, text] of [
     ['id', options.id],
     ['concurrencyKey', options.concurrencyKey],

@@ -3,7 +3,7 @@
 import { MillraceError } from '../errors.ts'
 
 /** Larger values belong into the user's own tables or an object store, with a reference here. */
-const VALUE_BYTES_MAX = 4 * 1024 * 1024
+export const VALUE_BYTES_MAX = 4 * 1024 * 1024
 
 /**
  * @returns JSON text, or null for undefined
