@@ -1,6 +1,7 @@
 /** The processes of Millrace: what `millrace api`, `worker` and `dev` start, and end in good order. */
 
 import { join } from 'node:path'
+import type { PgBoss } from 'pg-boss'
 import pino, { type Logger } from 'pino'
 import { type Broker, connectBroker } from './broker/connect.ts'
 import { ensureStream } from './broker/streams.ts'
@@ -75,7 +76,7 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   const jobs = await startJobs(config.DATABASE_URL, {
     onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
   })
-  const engine = await openEngine(config, { database, broker, log }, [])
+  const engine = await openEngine(config, { database, broker, jobs, log, telemetry }, [])
   const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config, [
     workflowRoutes(engine, config),
   ])
@@ -110,7 +111,7 @@ async function runWorker(
   })
   const deps = { db: database.db, broker, jobs, log, telemetry }
   const server = port === undefined ? undefined : await startWorkerServer(deps, { HOST: config.HOST, PORT: port })
-  const engine = await openEngine(config, { database, broker, log }, workflows)
+  const engine = await openEngine(config, { database, ...deps }, workflows)
   log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port, workflows: workflows.map(codeOf) }, 'pulling')
   signal.addEventListener('abort', () => log.info('stopping'), { once: true })
   await Promise.all([consume(deps, config, signal), aborted(signal).then(engine.stop)])
@@ -122,14 +123,13 @@ async function runWorker(
 
 const openEngine = (
   config: Config,
-  { database, broker, log }: { database: DatabaseConnection; broker: Broker; log: Logger },
+  { log, ...deps }: { database: DatabaseConnection; broker: Broker; jobs: PgBoss; log: Logger; telemetry: Telemetry },
   workflows: Workflow[],
 ) =>
   startEngine(
     {
-      database,
+      ...deps,
       databaseUrl: config.DATABASE_URL,
-      broker,
       onError: (error, doing) => log.warn({ error: describe(error) }, doing),
     },
     { workflows },

@@ -23,16 +23,18 @@ export async function startService(servers: Servers, over: Partial<Config> = {},
   const telemetry = await startTelemetry({ log }, config, 'millrace-test')
   await ensureStream(broker, config)
   const publisher = createPublisher({ broker, telemetry }, config)
+  const jobs = await startJobs(config.DATABASE_URL)
   const engine = await startEngine(
     {
       database: servers.database,
       databaseUrl: config.DATABASE_URL,
       broker,
+      jobs,
+      telemetry,
       onError: (error, doing) => log.warn({ error }, doing),
     },
     { workflows },
   )
-  const jobs = await startJobs(config.DATABASE_URL)
   const server = await startApi({ db, broker, jobs, publisher, log, telemetry }, config, [
     workflowRoutes(engine, config),
   ])

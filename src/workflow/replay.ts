@@ -1,6 +1,7 @@
 /** Dead runs (failed, or stuck) are dead letters that keep their history: they are run again from the step that failed. */
 
 import { uuidv7 } from 'uuidv7'
+import { DEAD_RUNS } from '../db/jobs.ts'
 import { describe, MillraceError } from '../errors.ts'
 import { type ControlDeps, restartRun, resumeRun } from './control.ts'
 import { listRuns, type RunFilter } from './runs.ts'
@@ -47,8 +48,7 @@ export type ReplayOutcome = {
 }
 
 /**
- * Runs dead runs again, newest first. One that was replayed before and whose id has an open or completed successor is
- * refused; one without an id starts again each time it is asked for.
+ * Runs dead runs again, newest first. One that was replayed before, or whose id has had another run since, is refused.
  * @property step  as `from` of restartFrom (default `failure`); a stuck run is resumed where it stands
  */
 export async function replayRuns(
@@ -89,7 +89,9 @@ const SUCCESSOR = `
   select l.run_id from workflow_runs r join workflow_runs l on l.id = r.id and l.generation > r.generation
   where r.run_id = $1 limit 1`
 
-async function refuseSucceeded({ pool }: ControlDeps, runId: string): Promise<void> {
+async function refuseSucceeded({ pool, jobs }: ControlDeps, runId: string): Promise<void> {
+  const [letter] = (await jobs?.findJobs<object>(DEAD_RUNS, { id: runId })) ?? []
+  if (letter?.state === 'completed') throw new MillraceError('conflict', 'It was replayed before')
   const { rows } = await pool.query(SUCCESSOR, [runId])
   if (rows[0] !== undefined)
     throw new MillraceError('conflict', `Run ${rows[0].run_id} has followed it under the same id`)
