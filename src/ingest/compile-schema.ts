@@ -9,6 +9,7 @@ import addFormats from 'ajv-formats'
 import { RE2JS } from 're2js'
 import { MillraceError } from '../errors.ts'
 import { deeperThan } from './json.ts'
+import { findRunaway } from './schema-cost.ts'
 
 /** @returns the first thing wrong with the data, or undefined */
 export type CheckData = (data: unknown) => Pick<ErrorObject, 'instancePath' | 'message'> | undefined
@@ -17,7 +18,10 @@ export const SCHEMA_BYTES_MAX = 64 * 1024
 const SCHEMA_DEPTH_MAX = 64
 /** uniqueItems compares each object with each other. */
 const UNIQUE_ITEMS_MAX = 1_000
+/** How often one value may be looked at; large honest schemas need some dozens. */
+const LOOKS_MAX = 1_000
 
+const META_SCHEMA = /^https?:\/\/json-schema\.org\//
 const DRAFT_07 = /^https?:\/\/json-schema\.org\/draft-07\/schema#?$/
 const DRAFT_2020 = /^https?:\/\/json-schema\.org\/draft\/2020-12\/schema#?$/
 
@@ -28,8 +32,6 @@ const options = {
   strictTuples: false,
   strictRequired: false,
   ownProperties: true,
-  // Schemas know nothing of each other: an $id registers nowhere.
-  addUsedSchema: false,
   inlineRefs: false,
   logger: false,
   // Only standalone code would need `code`.
@@ -54,7 +56,7 @@ function linearPattern(pattern: string): { test: (text: string) => boolean; toSt
 export function compileSchema(schema: unknown): CheckData {
   if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) throw refusal('it is no JSON object')
   if (deeperThan(schema, SCHEMA_DEPTH_MAX)) throw refusal(`it nests deeper than ${SCHEMA_DEPTH_MAX} levels`)
-  const dangerous = findDangerous(schema)
+  const dangerous = findDangerous(schema) ?? findRunaway(schema, LOOKS_MAX)
   if (dangerous !== undefined) throw refusal(dangerous)
   const ajv = compilerFor((schema as AnySchemaObject).$schema)
   try {
@@ -63,7 +65,7 @@ export function compileSchema(schema: unknown): CheckData {
   } catch (error) {
     throw refusal((error as Error).message)
   } finally {
-    // The compiler would keep every schema it has ever seen.
+    // Schemas know nothing of each other, and the compiler would keep every one it has ever seen.
     ajv.removeSchema(schema)
   }
 }
@@ -77,7 +79,8 @@ function compilerFor(dialect: unknown): Ajv {
 const refusal = (why: string) => new MillraceError('invalid_request', `The schema cannot be used: ${why}`)
 
 function findDangerous(schema: object): string | undefined {
-  const { $async, uniqueItems, maxItems } = schema as AnySchemaObject
+  const { $async, $id, uniqueItems, maxItems } = schema as AnySchemaObject
+  if (META_SCHEMA.test(String($id))) return 'its $id is that of a meta-schema'
   if ($async !== undefined) return '$async validation is not supported'
   if (uniqueItems === true && !(Number(maxItems) <= UNIQUE_ITEMS_MAX))
     return `uniqueItems needs maxItems of at most ${UNIQUE_ITEMS_MAX} beside it`

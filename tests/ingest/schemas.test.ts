@@ -111,6 +111,14 @@ test('a bad or dangerous schema is a 400 in words', async () => {
     [{ pattern: '(?=a)b' }, /regexp/],
     [{ properties: { a: { uniqueItems: true } } }, /maxItems/],
     [{ $schema: 'http://json-schema.org/draft-04/schema#' }, /draft/],
+    [{ allOf: [{ $ref: '#' }] }, /itself/],
+    [
+      { $ref: '#/$defs/a', $defs: { a: { if: { $ref: '#b' } }, c: { $anchor: 'b', not: { $ref: '#/$defs/a' } } } },
+      /itself/,
+    ],
+    [doubling(30), /multiply/],
+    [{ $id: 'http://json-schema.org/draft-07/schema#' }, /meta-schema/],
+    [{ properties: { a: { $id: 'https://example.com/inner' } } }, /nested/],
     [[], /object/],
     ['{"a":', /JSON/],
     ['{"const":"\\u0000"}', /stored/],
@@ -127,6 +135,24 @@ test('a bad or dangerous schema is a 400 in words', async () => {
   assert.is((await ask('GET', '/bad')).status, 404)
 })
 
+/** Definitions of which each applies the next one twice: 2^levels evaluations of one value. */
+function doubling(levels: number): object {
+  const $defs = Object.fromEntries(
+    Array.from({ length: levels }, (_, i) => [
+      `d${i}`,
+      { allOf: [{ $ref: `#/$defs/d${i + 1}` }, { $ref: `#/$defs/d${i + 1}` }] },
+    ]),
+  )
+  return { $ref: '#/$defs/d0', $defs: { ...$defs, [`d${levels}`]: {} } }
+}
+
+test('a schema may refer to itself on the way down into the data', async () => {
+  const tree = { type: 'object', properties: { left: { $ref: '#' }, right: { $ref: '#' }, n: { type: 'number' } } }
+  assert.is((await ask('PUT', '/tree/1', { ...tree, additionalProperties: false })).status, 201)
+  assert.is((await outcomeOf(service, 'tree', { left: { right: { n: 1 } } })).status, 'accepted')
+  assert.is((await outcomeOf(service, 'tree', { left: { right: { n: 'x' } } })).pointer, '/data/left/right/n')
+})
+
 test('a pattern made to explode runs in linear time', async () => {
   await ask('PUT', '/regex/1', { type: 'string', pattern: '^(a+)+$' })
   assert.is((await outcomeOf(service, 'regex', `${'a'.repeat(20_000)}b`)).status, 'rejected')
@@ -136,6 +162,20 @@ test('a pattern made to explode runs in linear time', async () => {
 test('a name that every object inherits is no property', async () => {
   await ask('PUT', '/proto/1', { type: 'object', required: ['toString'] })
   assert.is((await outcomeOf(service, 'proto', {})).status, 'rejected')
+})
+
+test('two types may use one $id', async () => {
+  const schema = (type: string) => ({
+    $id: 'https://example.com/same',
+    type,
+    not: { $ref: '#/$defs/x' },
+    $defs: { x: { const: 0 } },
+  })
+  assert.is((await ask('PUT', '/same.a/1', schema('string'))).status, 201)
+  assert.is((await ask('PUT', '/same.b/1', schema('number'))).status, 201)
+  assert.is((await outcomeOf(service, 'same.a', 1)).status, 'rejected')
+  assert.is((await outcomeOf(service, 'same.b', 1)).status, 'accepted')
+  assert.is((await outcomeOf(service, 'same.b', 0)).status, 'rejected')
 })
 
 test('both drafts are understood', async () => {
