@@ -82,7 +82,7 @@ export function deadLettersCommand(): Command {
       const patch = options.patch === undefined ? undefined : readPatch(patchText(options.patch))
       await withService(async (deps, signal) => {
         const how = { ...handlingOf(ids, options), patch }
-        await follow(deps.db, options, how.filter, replayLetters(deps, how, signal))
+        await follow(deps.db, options, how.filter, replayLetters(deps, how, signal), signal)
       })
     })
 
@@ -91,7 +91,7 @@ export function deadLettersCommand(): Command {
     .action(async (ids: string[], options: HandleOptions & { reason?: string }) =>
       withService(async (deps, signal) => {
         const how = { ...handlingOf(ids, options), reason: options.reason }
-        await follow(deps.db, options, how.filter, discardLetters(deps, how, signal))
+        await follow(deps.db, options, how.filter, discardLetters(deps, how, signal), signal)
       }),
     )
 
@@ -158,6 +158,7 @@ async function follow(
   { json, dryRun, limit = Number.POSITIVE_INFINITY }: HandleOptions,
   filter: LetterFilter,
   lots: AsyncGenerator<LetterOutcome[]>,
+  signal: AbortSignal,
 ): Promise<void> {
   const total = Math.min(limit, await countOpen(db, filter))
   const bar = new SingleBar({ format: '{bar} {value}/{total} | {eta_formatted} left', stream: process.stderr })
@@ -179,7 +180,8 @@ async function follow(
   if (lines > LINES_MAX) console.log(`... and ${lines - LINES_MAX} more; --json prints all`)
   const said = [...sums].map(([outcome, number]) => `${number} ${dryRun ? 'would be ' : ''}${outcome}`)
   console.log(said.join(', ') || 'no dead letter matches')
-  if (handled < total) console.log(`${total - handled} passed over: someone else is handling them`)
+  if (signal.aborted) console.log(`stopped; ${total - handled} are left`)
+  else if (handled < total) console.log(`${total - handled} passed over: someone else is handling them`)
 }
 
 function lineOf(each: LetterOutcome, dryRun: boolean | undefined): string {

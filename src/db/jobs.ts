@@ -22,11 +22,6 @@ const QUEUES = [
   { name: DEAD_RUNS, retentionSeconds: 10 * YEAR_SECONDS, deleteAfterSeconds: YEAR_SECONDS, retryLimit: 0 },
 ]
 
-/** Finds the open record of a failed batch by the event that was delivered again. `open` holds what eventKey makes. */
-export const JOB_INDEXES = `
-  create index if not exists failed_batches_open on pgboss.job_common using gin ((data->'open'))
-    where name = 'failed-batches' and state = 'created'`
-
 /**
  * Starts pg-boss on its own two connections.
  * @param migrate  true only in migrateDatabase: creates pg-boss's schema and our queues

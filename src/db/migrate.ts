@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { drizzle } from 'drizzle-orm/node-postgres'
 import { migrate } from 'drizzle-orm/node-postgres/migrator'
 import pg from 'pg'
-import { JOB_INDEXES, startJobs } from './jobs.ts'
+import { startJobs } from './jobs.ts'
 
 const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url))
 
@@ -20,7 +20,6 @@ export async function migrateDatabase(url: string): Promise<void> {
     await migrate(drizzle(client), { migrationsFolder: MIGRATIONS })
     const jobs = await startJobs(url, { migrate: true })
     await jobs.stop()
-    await client.query(JOB_INDEXES)
   } finally {
     await client.end()
   }

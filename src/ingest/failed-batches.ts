@@ -63,12 +63,17 @@ export function deterministicId(kind: string, ...facts: string[]): string {
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-8${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20, 32)}`
 }
 
-/** Locks the open records of these events, in an order that all workers share. */
+/**
+ * Locks the open records of these events, in an order that all workers share. Reads every open record, of which there
+ * are few; an index on their keys was slower where there were many, since planners misjudge it.
+ */
 export async function findOpen(tx: Transaction, keys: string[]): Promise<OpenRecord[]> {
   if (keys.length === 0) return []
   const { rows } = await tx.execute<OpenRecord>(sql`
     select id, data from pgboss.job
-    where name = 'failed-batches' and state = 'created' and data->'open' ?| ${sql.param(keys)}::text[]
+    where name = 'failed-batches' and state = 'created' and id = any(array(
+      select id from pgboss.job, jsonb_array_elements_text(data->'open') as key
+      where name = 'failed-batches' and state = 'created' and key = any(${sql.param(keys)}::text[])))
     order by id
     for update`)
   return rows

@@ -180,12 +180,13 @@ async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: stri
   return inserted
 }
 
-/** Inserts an event and takes it back, so that nothing changes; tells why Postgres refuses it, if it does. */
-export async function rehearse(tx: Transaction, event: OutgoingEvent): Promise<Failure | undefined> {
-  const row = { ...event, publishedMs: Date.now(), seq: 0 }
+/** Inserts events and takes them back, so that nothing changes; tells why Postgres refuses them, if it does. */
+export async function rehearse(tx: Transaction, events: OutgoingEvent[]): Promise<Failure | undefined> {
+  const rows = events.map((event, seq) => ({ ...event, publishedMs: Date.now(), seq }))
   try {
     await tx.transaction(async (savepoint) => {
-      await savepoint.execute(insertStatement(columnsOf([row], uuidv7())))
+      await savepoint.execute(insertStatement(columnsOf(rows, uuidv7())))
+      await matchEvents(savepoint, rows)
       savepoint.rollback()
     })
   } catch (thrown) {

@@ -216,13 +216,22 @@ function readDocument({ payload = '' }: DeadLetter): unknown {
 
 const firstLine = (text: string) => text.split('\n', 1)[0]!
 
-async function rehearseAll(tx: Transaction, ready: Planned[]): Promise<Map<string, string>> {
-  const refused = new Map<string, string>()
-  for (const { deadLetterId, plan } of ready) {
-    const refusal = await rehearse(tx, plan.event!)
-    if (refusal !== undefined) refused.set(deadLetterId, `Postgres refuses it: ${refusal.sqlstate} ${refusal.error}`)
-  }
-  return refused
+/** Tries a lot as a whole, and its halves when it is refused: a lot that is well patched costs one statement. */
+async function rehearseAll(
+  tx: Transaction,
+  ready: Planned[],
+  refused = new Map<string, string>(),
+): Promise<Map<string, string>> {
+  if (ready.length === 0) return refused
+  const refusal = await rehearse(
+    tx,
+    ready.map(({ plan }) => plan.event!),
+  )
+  if (refusal === undefined) return refused
+  if (ready.length === 1)
+    return refused.set(ready[0]!.deadLetterId, `Postgres refuses it: ${refusal.sqlstate} ${refusal.error}`)
+  await rehearseAll(tx, ready.slice(0, ready.length >> 1), refused)
+  return rehearseAll(tx, ready.slice(ready.length >> 1), refused)
 }
 
 /** Publishes in parts of a size that suits the stream; returns when all are on disk. */
