@@ -11,7 +11,7 @@ import type { Config } from '../config.ts'
 import { createLatencyHistograms } from './latency.ts'
 import type { PoolReport } from './pool.ts'
 import { observeProcess } from './process.ts'
-import { identify } from './resource.ts'
+import { EXPORT_MS_MAX, identify } from './resource.ts'
 
 const OTLP_INTERVAL_MS = 10_000
 
@@ -30,7 +30,10 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
     const { OTLPMetricExporter } = await import('@opentelemetry/exporter-metrics-otlp-proto')
     readers.push(
       new PeriodicExportingMetricReader({
-        exporter: new OTLPMetricExporter({ url: config.OTEL_EXPORTER_OTLP_METRICS_ENDPOINT }),
+        exporter: new OTLPMetricExporter({
+          url: config.OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
+          timeoutMillis: EXPORT_MS_MAX,
+        }),
         exportIntervalMillis: OTLP_INTERVAL_MS,
         exportTimeoutMillis: OTLP_INTERVAL_MS,
         metricProducers: [latency.producer],

@@ -1,6 +1,7 @@
 /** Metrics and traces of one process, started and stopped together. */
 
 import type { Config } from '../config.ts'
+import { describe } from '../errors.ts'
 import { type Metrics, startMetrics } from './metrics.ts'
 import { createPool, type Pool } from './pool.ts'
 import { startTracing, type Tracing } from './tracing.ts'
@@ -26,7 +27,7 @@ export async function startTelemetry(
   const stop = async () => {
     const ended = await Promise.allSettled([metrics.stop(), tracing.stop()])
     for (const end of ended)
-      if (end.status === 'rejected') deps.log.warn({ error: String(end.reason) }, 'telemetry lost')
+      if (end.status === 'rejected') deps.log.warn({ error: describe(end.reason) }, 'telemetry lost')
   }
   const pool = createPool(config.WORKER_POOL_SIZE, 2 * config.ACK_WAIT_MS)
   metrics.observePool(pool.report)

@@ -32,7 +32,7 @@ import {
 } from '@opentelemetry/semantic-conventions'
 import { STREAM } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
-import { identify } from './resource.ts'
+import { EXPORT_MS_MAX, identify } from './resource.ts'
 import {
   ATTR_CLOUDEVENTS_EVENT_ID,
   ATTR_CLOUDEVENTS_EVENT_SOURCE,
@@ -84,7 +84,7 @@ export async function startTracing(
   const complain = (message: string) => {
     if (performance.now() - complainedAt < COMPLAINT_MS_MIN) return
     complainedAt = performance.now()
-    log.warn({ telemetry: message }, 'telemetry is not getting through')
+    log.warn({ error: firstMessage(message) }, 'telemetry is not getting through')
   }
   const quiet = () => {}
   diag.setLogger({ error: complain, warn: complain, info: quiet, debug: quiet, verbose: quiet }, DiagLogLevel.WARN)
@@ -97,7 +97,10 @@ export async function startTracing(
         : byRatio.shouldSample(parent, ...rest),
     toString: () => `dead letters and replays, else ${byRatio}`,
   }
-  const exporter = new OTLPTraceExporter({ url: `${config.OTEL_EXPORTER_OTLP_ENDPOINT.replace(/\/$/, '')}/v1/traces` })
+  const exporter = new OTLPTraceExporter({
+    url: `${config.OTEL_EXPORTER_OTLP_ENDPOINT.replace(/\/$/, '')}/v1/traces`,
+    timeoutMillis: EXPORT_MS_MAX,
+  })
   const provider = new sdk.TracerProvider({
     resource: await identify(service),
     sampler,
@@ -110,6 +113,15 @@ export async function startTracing(
     ],
   })
   return { tracer: provider.getTracer('millrace'), stop: () => provider.shutdown() }
+}
+
+/** The SDK hands over errors as JSON text of all their properties. */
+function firstMessage(text: string): string {
+  try {
+    return String(JSON.parse(text).message)
+  } catch {
+    return text
+  }
 }
 
 /** The context under which a new span has this remote parent. */

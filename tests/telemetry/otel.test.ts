@@ -1,19 +1,22 @@
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { loadConfig } from '../../src/config.ts'
-import { startMetrics } from '../../src/telemetry/metrics.ts'
+import { fetchSpans } from '../../src/telemetry/jaeger.ts'
+import { type Metrics, startMetrics } from '../../src/telemetry/metrics.ts'
 import { createPool } from '../../src/telemetry/pool.ts'
-import { jaegerIsBuilt } from './jaeger.ts'
+import { startTelemetry } from '../../src/telemetry/telemetry.ts'
+import { endRequest, startRequest } from '../../src/telemetry/tracing.ts'
+import { until } from '../service.ts'
+import { jaegerIsBuilt, startCollector, startJaeger } from './jaeger.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const read = (path: string) => readFileSync(`${root}${path}`, 'utf8')
 
-/** Every metric there is, from a process in which everything happened once. */
-async function exposed(): Promise<Set<string>> {
-  const metrics = await startMetrics(loadConfig({}), 'millrace-test')
+/** Lets everything happen once that is counted or measured. */
+function exercise(metrics: Metrics): void {
   metrics.requestAnswered('POST', '/v1/events', 202, 0.1)
   metrics.eventsAccepted(1)
   metrics.eventRejected('invalid_event')
@@ -29,9 +32,18 @@ async function exposed(): Promise<Set<string>> {
   const pool = createPool(1, 60_000)
   pool.started(0)
   metrics.observePool(pool.report)
+}
+
+const namesOf = (exposition: string) =>
+  new Set([...exposition.matchAll(/^([a-z_]+)(?:\{| )/gm)].map(([, name]) => name!))
+
+/** Every metric there is. */
+async function exposed(): Promise<Set<string>> {
+  const metrics = await startMetrics(loadConfig({}), 'millrace-test')
+  exercise(metrics)
   const text = await metrics.render()
   await metrics.stop()
-  return new Set([...text.matchAll(/^([a-z_]+)(?:\{| )/gm)].map(([, name]) => name!))
+  return namesOf(text)
 }
 
 const names = (text: string) => new Set(text.match(/\b(?:millrace|process|nodejs|http_server)_[a-z_]+\b/g) ?? [])
@@ -84,10 +96,39 @@ else
     run('test', 'rules', 'alerts.test.yaml')
   })
 
-if (!jaegerIsBuilt()) console.log('skipped: there is no Jaeger, whose collector checks the configuration')
+if (!jaegerIsBuilt()) console.log('skipped: there is no Jaeger, which carries a collector')
 else
-  test('a collector accepts its configuration', () => {
-    execFileSync(`${root}.venv/bin/jaeger`, ['validate', '--config', `${root}otel/collector.yaml`])
+  test('traces and metrics reach Jaeger and Prometheus by way of a collector', async () => {
+    const jaeger = await startJaeger()
+    const collector = await startCollector(jaeger.otlpUrl)
+    const config = loadConfig({
+      OTEL_EXPORTER_OTLP_ENDPOINT: collector.otlpUrl,
+      OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: `${collector.otlpUrl}/v1/metrics`,
+      OTEL_TRACES_SAMPLER_ARG: '1',
+    })
+    const warnings: object[] = []
+    const telemetry = await startTelemetry({ log: { warn: (facts) => warnings.push(facts) } }, config, 'millrace-test')
+    const request = startRequest(telemetry.tracing, { method: 'GET', path: '/x', traceparent: undefined })
+    endRequest(request, { method: 'GET', route: '/x', status: 500 })
+    exercise(telemetry.metrics)
+    await telemetry.stop()
+    assert.equal(warnings, [])
+    const [span] = await until(async () => {
+      const spans = await fetchSpans(jaeger.queryUrl, request.context.traceId)
+      return spans.length === 1 && spans
+    })
+    assert.is(span!.name, 'GET /x')
+    assert.is(span!.tags.get('error.type'), '500')
+    const text = await until(async () => {
+      const scraped = await (await fetch(collector.metricsUrl)).text()
+      return scraped.includes('millrace_queue_latency_seconds_bucket') && scraped
+    })
+    const arrived = namesOf(text)
+    for (const name of await exposed()) assert.ok(arrived.has(name), name)
+    assert.match(text, /^millrace_events_accepted_total\{.*service_name="millrace-test".*\} 1$/m)
+    assert.match(text, /^millrace_queue_latency_seconds_bucket\{.*le="0.001"\} 1$/m)
+    await collector.stop()
+    await jaeger.stop()
   })
 
 test.run()
