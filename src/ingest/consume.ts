@@ -56,7 +56,7 @@ export async function consume(deps: ConsumeDeps, config: Config, signal: AbortSi
   signal.addEventListener('abort', stop, { once: true })
   if (signal.aborted) stop()
   await Promise.all([
-    trimStream(deps, signal),
+    trimStream(deps, config, signal),
     ...Array.from({ length: config.WORKER_POOL_SIZE }, (_, index) =>
       keepWorking({ ...deps, batchLog, refusals }, config, assembler, index, signal),
     ),

@@ -96,12 +96,21 @@ async function deliver(first: number, count: number, turn: number): Promise<void
       accept(answer.body, numbers, performance.now() - startedAt)
       return
     }
-    ledger.refused(Date.now(), answer.status)
+    ledger.refused(Date.now(), answer.status, reasonOf(answer))
     if (![0, 429, 503].includes(answer.status)) ledger.wrong(`${answer.status} ${answer.body}`)
     else if (answer.status !== 0 && !(Number(answer.retryAfter) > 0))
       ledger.wrong(`${answer.status} without Retry-After`)
     if (!again || performance.now() > giveUpAt) return
     await pause(options.retryMs)
+  }
+}
+
+function reasonOf({ status, body }: Answer): string {
+  if (status === 0) return 'no answer'
+  try {
+    return JSON.parse(body).message
+  } catch {
+    return body
   }
 }
 

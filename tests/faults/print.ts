@@ -18,5 +18,13 @@ const NAME_WIDTH = 62
 
 export const header = () => 'fault'.padEnd(NAME_WIDTH) + COLUMNS.map(([title, width]) => title.padStart(width)).join('')
 
-export const row = (outcome: Outcome) =>
+/** A row, and beneath it why requests were refused, most frequent first. */
+export function print(outcome: Outcome): void {
+  console.log(row(outcome))
+  const reasons = Map.groupBy(outcome.record.refused, ({ status, why }) => `${status} ${why.replace(/\d+ ms/, 'n ms')}`)
+  for (const [reason, all] of [...reasons].toSorted(([, a], [, b]) => b.length - a.length).slice(0, 3))
+    console.log(`    refused: ${all.length} x ${reason.slice(0, 120)}`)
+}
+
+const row = (outcome: Outcome) =>
   outcome.name.padEnd(NAME_WIDTH) + COLUMNS.map(([, width, cell]) => String(cell(outcome)).padStart(width)).join('')

@@ -54,7 +54,7 @@ const SETTINGS = {
   MAX_DELIVER: '3',
   RETRY_DELAY_MS: '100',
   PUBLISH_TIMEOUT_MS: '3000',
-  STREAM_BYTES_MAX: String(16 * 1024 * 1024),
+  STREAM_BYTES_MAX: String(32 * 1024 * 1024),
 }
 
 export async function startRig({ natsNodes, apis, workers, env = {}, links = false }: RigOptions): Promise<Rig> {

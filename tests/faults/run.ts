@@ -6,7 +6,7 @@
 import { CLUSTER, LINKS, SINGLE } from './faults.ts'
 import { runHostile } from './hostile.ts'
 import { runOverload } from './overload.ts'
-import { header, row } from './print.ts'
+import { header, print } from './print.ts'
 import { type RigOptions, startRig } from './rig.ts'
 import { complaints, type Fault, runFault } from './run-fault.ts'
 
@@ -26,7 +26,7 @@ async function runAll(title: string, options: RigOptions, faults: Fault[]): Prom
   try {
     for (const fault of faults) {
       const outcome = await runFault(rig, fault, { requestsPerSecond: 60, eventsPerRequest: 10, steadyEvents: 2_000 })
-      console.log(row(outcome))
+      print(outcome)
       const said = complaints(outcome)
       if (said.length === 0) passed++
       else failures.push(...said)
