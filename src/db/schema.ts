@@ -218,7 +218,7 @@ export const workflowMailboxes = pgTable(
     type: text().notNull(),
     path: text().array().notNull(),
     key: text().notNull(),
-    /** Events that ever came; the newest have the highest numbers. */
+    /** The number of the newest event. */
     count: bigint({ mode: 'number' }).notNull().default(0),
     /** The last events, oldest first: number, source, id, time. */
     mail: jsonb().notNull().default([]),

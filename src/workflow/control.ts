@@ -41,7 +41,9 @@ const TERMINATE = `
     select run_id from workflow_runs where run_id = $1
     union
     select (s.output #>> '{}')::uuid from family f join workflow_steps s on s.run_id = f.run_id
-    where s.kind = 'child' and s.ord is null)
+    where s.kind = 'child' and s.ord is null),
+  waits as (delete from workflow_waits w using family f where w.run_id = f.run_id),
+  signals as (delete from workflow_signals s using family f where s.run_id = f.run_id)
   update workflow_runs r set status = 'terminated', epoch = r.epoch + 1, finished_at = clock_timestamp()
   from family f
   where r.run_id = f.run_id and r.status in ('queued', 'running', 'waiting', 'stuck')

@@ -26,7 +26,7 @@ import { type Handover, openHandover } from './handover.ts'
 import { readNews } from './incoming.ts'
 import { type Journal, openJournal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
-import { endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
+import { clearMailboxes, endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
 import { createListeners, type Listeners } from './listen.ts'
 import { dropRun, type EngineMetrics, type LiveRun, type RunEnd, type Runner, type RunRow } from './live.ts'
 import { createResults, type Ending, type Results } from './results.ts'
@@ -219,6 +219,7 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
     tracer: deps.telemetry?.tracing.tracer,
     metrics: deps.telemetry?.metrics ?? null,
     listen: listeners.ensure,
+    crowded: () => live.size > place.runsMax / 2,
     refresh: soon((runIds) => {
       const runs = [...new Set(runIds)].flatMap((runId) => live.get(runId) ?? [])
       if (runs.length > 0) void readNews(pool, runs).catch((error) => onError(error, 'reading what came in'))
@@ -261,7 +262,12 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
         if (live.has(parentId)) runner.refresh([parentId])
         else publishWakes(broker, { queues: [run.row.queue], runs: [parentId] })
       }
-      if (end.kind === 'continued') runner.begun(end.next)
+      if (end.kind === 'continued') {
+        const next = runner.begun(end.next)
+        // Signals that its forerunner did not take are its own now.
+        if (next !== undefined) next.unread = true
+        runner.refresh([end.next.runId])
+      }
       // Whoever waits for a run that never left this process is here, at its starter, or will look.
       if (!run.startedHere) announce([runId])
       runner.dispatch?.freed()
@@ -317,6 +323,7 @@ function work(
       )
     }
     if ((await endExpiredLeases(pool)) > 0) void dispatch.claim()
+    await clearMailboxes(pool)
   }
   let beating: Promise<void> | null = null
   const beat = setInterval(() => {

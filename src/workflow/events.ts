@@ -58,18 +58,23 @@ type Matched = {
 /** Unread events a mailbox keeps: who waits for a key takes them one by one, the newest are kept. */
 const MAIL_MAX = sql.raw('100')
 
-/** Puts the events of `keyed` into their mailboxes, numbered on from those that came before. */
+/**
+ * Puts the events of `keyed` into their mailboxes, numbered on from those that came before. A new mailbox counts from
+ * the time in ms, so that one which was cleared away and made again goes on above what its readers had taken.
+ */
 const POST = sql`
   insert into workflow_mailboxes as m (type, path, key, count, mail)
-  select type, path, key, count(*), jsonb_agg(jsonb_build_object('n', n, 'source', source, 'id', id, 'ms', ms) order by n)
+  select type, path, key, base + count(*),
+    jsonb_agg(jsonb_build_object('n', base + n, 'source', source, 'id', id, 'ms', ms) order by n)
   from (
     select type, path, key, source, id, ms,
       row_number() over (partition by type, path, key order by published_at, stream_seq) as n
-    from keyed where workflow = '') numbered
-  group by type, path, key order by type, key, path
+    from keyed where workflow = '') numbered,
+    (select (extract(epoch from statement_timestamp()) * 1000)::bigint as base) based
+  group by type, path, key, base order by type, key, path
   on conflict (type, key, path) do update set
     touched_at = clock_timestamp(),
-    count = m.count + excluded.count,
+    count = m.count + jsonb_array_length(excluded.mail),
     mail = (
       select jsonb_agg(newest.one order by newest.n)
       from (
@@ -77,7 +82,8 @@ const POST = sql`
         from (
           select old.one from jsonb_array_elements(m.mail) old(one)
           union all
-          select jsonb_set(new.one, '{n}', to_jsonb((new.one->>'n')::bigint + m.count))
+          select jsonb_set(new.one, '{n}',
+            to_jsonb((new.one->>'n')::bigint - excluded.count + jsonb_array_length(excluded.mail) + m.count))
           from jsonb_array_elements(excluded.mail) new(one)) both_
         order by (one->>'n')::bigint desc limit ${MAIL_MAX}) newest)
   returning m.type, m.path, m.key, m.count, m.mail`

@@ -235,7 +235,7 @@ export type ChildOptions = Omit<StartOptions, 'id' | 'onConflict' | 'reuse' | 't
 /** Starts a child in the commit that records the call, and gives its result. */
 export function callChild(run: LiveRun, workflow: Workflow, input: unknown, options: ChildOptions): Promise<unknown> {
   const traceparent = traceparentOf(run.span, run.row.traceparent)
-  const started = { ...newRun(workflow, input, options), parentId: run.row.runId, traceparent }
+  const started = { ...newRun(workflow, input, options), parentId: run.row.runId, traceparent, starter: run.row }
   const { pos, recorded } = openCall(run, 'child', workflow.name)
   const call = { pos, kind: 'child', name: workflow.name, attempt: 1, ms: null } as const
   const result = awaitResult(run, call)

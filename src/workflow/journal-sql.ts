@@ -24,6 +24,8 @@ export type StartRow = {
   parentId: string | null
   /** The first run of a chain of continuations. */
   chainId: string | null
+  /** The run that starts it, as its child or its continuation: it must still be this worker's. */
+  starter: { runId: string; epoch: number } | null
   /** ms since 1970 on the database's clock, just before the insert: the run's first `now()`. */
   createdAt: number
 }
@@ -62,6 +64,7 @@ export type FinishRow = {
   error: string | null
 }
 /** Waits and signals that a call has taken: they are in the journal now. */
+export type MoveRow = { from: string; to: string }
 export type TakenRow = { runId: string; waitPos: number | null; signalSeq: string | null }
 export type StateRow = { runId: string; epoch: number; state: string | null }
 
@@ -93,10 +96,14 @@ export const STATEMENTS = {
         s.parent_id, s.chain_id, to_timestamp(s.created_at / 1000)
       from unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[],
         $10::text[], $11::json[], $12::jsonb[], $13::text[], $14::float8[], $15::float8[], $16::uuid[],
-        $17::uuid[], $18::float8[])
+        $17::uuid[], $18::float8[],
+        $19::uuid[], $20::int[])
         s(run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, attributes,
-          traceparent, delay_ms, timeout_ms, parent_id, chain_id, created_at)
-      where s.status <> 'running' or exists (select from lease)
+          traceparent, delay_ms, timeout_ms, parent_id, chain_id, created_at, starter_id, starter_epoch)
+      where (s.status <> 'running' or exists (select from lease))
+        and (s.starter_id is null or exists (
+          select from workflow_runs r
+          where r.run_id = s.starter_id and r.epoch = s.starter_epoch and r.worker is not distinct from $1))
       on conflict do nothing`,
     values: (worker, rows) => [
       worker,
@@ -117,6 +124,8 @@ export const STATEMENTS = {
       rows.map((row) => row.parentId),
       rows.map((row) => row.chainId),
       rows.map((row) => row.createdAt),
+      rows.map((row) => row.starter?.runId ?? null),
+      rows.map((row) => row.starter?.epoch ?? null),
     ],
   }),
 
@@ -165,8 +174,9 @@ export const STATEMENTS = {
         from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[])
           s(run_id, pos, type, path, key, since_ms, after)),
       boxes as (
-        insert into workflow_mailboxes as m (type, path, key)
-        select distinct type, path, key from asked order by type, key, path
+        insert into workflow_mailboxes as m (type, path, key, count)
+        select distinct type, path, key, (extract(epoch from statement_timestamp()) * 1000)::bigint from asked
+        order by type, key, path
         on conflict (type, key, path) do update set touched_at = clock_timestamp()
         returning m.type, m.path, m.key, m.mail),
       found as materialized (
@@ -280,6 +290,18 @@ export const STATEMENTS = {
         delete from workflow_signals s using lease, unnest($2::uuid[]) f(run_id) where s.run_id = f.run_id)
       delete from workflow_waits w using lease, unnest($2::uuid[]) f(run_id) where w.run_id = f.run_id`,
     values: (worker, rows) => [worker, rows],
+  }),
+
+  /** Signals that a run has not taken go to the run it continues as. */
+  moves: statement<MoveRow>({
+    name: 'millrace_moves',
+    counted: false,
+    text: `
+      with lease as materialized (select id from workflow_workers where id = $1 for key share)
+      update workflow_signals s set run_id = m.to_id
+      from lease, unnest($2::uuid[], $3::uuid[]) m(from_id, to_id)
+      where s.run_id = m.from_id`,
+    values: (worker, rows) => [worker, rows.map((row) => row.from), rows.map((row) => row.to)],
   }),
 
   /** A parent whose child has ended. */

@@ -15,6 +15,7 @@ import { MillraceError } from '../errors.ts'
 import { buryRuns, type DeadRun } from './dead-runs.ts'
 import {
   type FinishRow,
+  type MoveRow,
   type ParkRow,
   STATEMENTS,
   type StartRow,
@@ -39,6 +40,7 @@ export type JournalEntry = {
   finish?: FinishRow
   state?: StateRow
   taken?: TakenRow
+  move?: MoveRow
   forget?: string
   wake?: string
   letter?: DeadRun
@@ -196,6 +198,7 @@ function rowsOf(kind: keyof typeof STATEMENTS, batch: JournalEntry[]): unknown[]
     else if (kind === 'finishes' && entry.finish) rows.push(entry.finish)
     else if (kind === 'states' && entry.state) rows.push(entry.state)
     else if (kind === 'taken' && entry.taken) rows.push(entry.taken)
+    else if (kind === 'moves' && entry.move) rows.push(entry.move)
     else if (kind === 'forgets' && entry.forget) rows.push(entry.forget)
     else if (kind === 'wakes' && entry.wake) rows.push(entry.wake)
   }

@@ -50,6 +50,23 @@ const EXPIRE = `
 const REQUEUE = `
   update workflow_runs set status = 'queued', worker = null where status = 'running' and worker = any($1::uuid[])`
 
+/** What a wait can look back to; an older event of its key does not count for one that opens now. */
+const MAIL_DAYS = 7
+
+/** Clears a part of the mailboxes that nobody has touched for long. Called at every beat: small, and soon done. */
+export async function clearMailboxes(pool: pg.Pool): Promise<void> {
+  await pool.query({
+    name: 'millrace_clear_mailboxes',
+    text: `
+      delete from workflow_mailboxes m using (
+        select type, key, path from workflow_mailboxes
+        where touched_at < statement_timestamp() - $1 * interval '1 day'
+        order by touched_at limit 1000 for update skip locked) old
+      where m.type = old.type and m.key = old.key and m.path = old.path`,
+    values: [MAIL_DAYS],
+  })
+}
+
 async function requeue(pool: pg.Pool, ending: string, values: unknown[]): Promise<number> {
   return inSession(pool, async (client) => {
     const ended = await client.query(ending, values)

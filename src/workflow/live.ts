@@ -39,6 +39,8 @@ export type Runner = {
   begun: (row: StartRow) => LiveRun | undefined
   /** Makes sure that events of the type are kept by this key, from `sinceMs` on. */
   listen: (type: string, path: string[], sinceMs: number) => Promise<void>
+  /** Other runs want the memory. */
+  crowded: () => boolean
   db: Database
   tracer: Tracer | undefined
   metrics: EngineMetrics | null
@@ -387,7 +389,7 @@ export function finish(run: LiveRun, end: RunEnd): void {
       ? { state: { runId: row.runId, epoch: row.epoch, state: run.shown.state } }
       : {}),
     ...(wakesParent ? { wake: run.row.parentId! } : {}),
-    ...(end.kind === 'continued' ? { starts: [end.next] } : {}),
+    ...(end.kind === 'continued' ? { starts: [end.next], move: { from: run.row.runId, to: end.next.runId } } : {}),
     ...(end.kind === 'failed' ? { letter: letterOf(run.row, end.error) } : {}),
     ...(end.kind !== 'stuck' && (run.row.wakes > 0 || run.mailTaken.size > 0 || run.expecting.size > 0)
       ? { forget: run.row.runId }
@@ -452,7 +454,8 @@ export function rest(run: LiveRun): void {
   const now = run.runner.clock.now()
   const { due, outside } = nextOf(run)
   run.restingSince ??= now
-  const parkAt = outside ? run.restingSince + RESIDENT_MS : due - now > RESIDENT_MS ? now : Number.POSITIVE_INFINITY
+  const residentMs = run.runner.crowded() ? 0 : RESIDENT_MS
+  const parkAt = outside ? run.restingSince + residentMs : due - now > residentMs ? now : Number.POSITIVE_INFINITY
   if (parkAt <= now && due > now) {
     park(run, due)
     return

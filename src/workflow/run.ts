@@ -31,7 +31,7 @@ export function beginRun(runner: Runner, row: RunRow, workflow: Workflow, record
     calls: new Map(),
     nextPos: 0,
     nextOrd: 0,
-    now: Math.floor(row.createdAt),
+    now: Math.round(row.createdAt),
     executing: 0,
     writing: 0,
     turning: false,
@@ -73,7 +73,7 @@ function loadHistory(run: LiveRun, recorded: Recorded[]): void {
   run.nextOrd = (settled.at(-1)?.ord ?? -1) + 1
   run.results = settled.map((line) => ({
     pos: line.pos,
-    at: line.at,
+    at: Math.round(line.at),
     output: decode(line.output),
     error: line.error === null ? null : decodeError(line.error, 'step_failed'),
     durable: true,
@@ -122,6 +122,7 @@ function continued(run: LiveRun, { input }: Continuation): RunEnd {
     parentId: row.parentId,
     traceparent: row.traceparent,
     chainId: row.chainId ?? row.runId,
+    starter: row,
   }
   return { kind: 'continued', next: { ...next, ...shared, concurrencyKey: row.concurrencyKey } }
 }

@@ -59,6 +59,7 @@ export function newRun(workflow: Definition, input: unknown, options: StartOptio
     timeoutMs: options.timeout === undefined ? workflow.timeoutMs : milliseconds(options.timeout),
     parentId: null,
     chainId: null,
+    starter: null,
     createdAt: 0,
   }
 }

@@ -199,7 +199,10 @@ test('runs outlive a restart of Postgres', async () => {
   const handles = await Promise.all(Array.from({ length: 100 }, (_, n) => startRun(engine, outlives, n)))
   servers.postgres.process.kill('SIGKILL')
   await new Promise((resolve) => servers.postgres.process.once('exit', resolve))
-  const again = await startTestPostgres(join(servers.dir, 'pg'), { port: servers.postgres.port })
+  // It refuses to start until the killed one's children are gone.
+  const again = await until(() =>
+    startTestPostgres(join(servers.dir, 'pg'), { port: servers.postgres.port }).catch(() => null),
+  )
   process.once('exit', () => again.process.kill('SIGKILL'))
   restarted = again.stop
   assert.equal(

@@ -277,6 +277,50 @@ test('continue-as-new keeps the id and whoever waits', async () => {
   assert.is(await (await findRun(engine, 'counter')).result(), 5)
 })
 
+test('a continuation takes the signals its forerunner left', async () => {
+  const drains = workflow('drains', async (run: Run, sum: number) => {
+    const n = await run.signal('add')
+    return n === 0 ? sum : run.continueAsNew(sum + n)
+  })
+  const engine = await engines.start([drains])
+  const handle = await startRun(engine, drains, 0, { id: 'drain' })
+  for (const n of [1, 2, 3, 4]) await (await findRun(engine, 'drain')).signal('add', n).catch(() => {})
+  await until(async () => {
+    const { rows } = await servers.database.pool.query(
+      `select 1 from workflow_runs where name = 'drains' and status in ('running', 'waiting') and not exists (
+        select from workflow_signals s where s.run_id = workflow_runs.run_id)`,
+    )
+    return rows.length === 1
+  })
+  await (await findRun(engine, 'drain')).signal('add', 0)
+  assert.ok(((await handle.result()) as number) >= 1)
+})
+
+test('a mailbox that was cleared away goes on above what its readers had taken', async () => {
+  const reads = workflow('reads', { awaits: { note: 'subject' } }, async (run) => {
+    const first = await run.waitFor('note', { key: 'box' })
+    await run.signal('go')
+    const second = await run.waitFor('note', { key: 'box' })
+    return [first?.data, second?.data]
+  })
+  const engine = await engines.start([reads])
+  const handle = await startRun(engine, reads, null)
+  await ingest({ type: 'note', subject: 'box', data: 1 })
+  await until(
+    async () =>
+      (
+        await servers.database.pool.query(`select 1 from workflow_steps where run_id = $1 and kind = 'signal'`, [
+          handle.runId,
+        ])
+      ).rowCount,
+  )
+  await servers.database.pool.query(`update workflow_mailboxes set touched_at = now() - interval '8 days'`)
+  await until(async () => (await servers.database.pool.query('select 1 from workflow_mailboxes')).rowCount === 0)
+  await ingest({ type: 'note', subject: 'box', data: 2 })
+  await handle.signal('go')
+  assert.equal(await handle.result(), [1, 2])
+})
+
 test("a transaction step commits the user's writes with its record, or neither", async () => {
   await servers.db.execute(sql`create table if not exists accounts (id text primary key, cents int)`)
   let tries = 0
