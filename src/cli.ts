@@ -5,6 +5,7 @@ import { resolve } from 'node:path'
 import { Command } from 'commander'
 import { deadLettersCommand } from './commands/dead-letters.ts'
 import { operatorConfig } from './commands/operator-config.ts'
+import { workflowsCommand } from './commands/workflows.ts'
 import { configTable, loadConfig } from './config.ts'
 import { connectDatabase, isOutage } from './db/connect.ts'
 import { describe } from './errors.ts'
@@ -61,6 +62,7 @@ program
   })
 
 program.addCommand(deadLettersCommand())
+program.addCommand(workflowsCommand())
 
 program.parseAsync().catch((error) => {
   console.error(
