@@ -1,7 +1,7 @@
 /** The page and the terminal text of one run of `make benchmark`. */
 
 import { type Colour, lineChart } from './chart.ts'
-import { escapeHtml, htmlTable, readable, readableChange, textTable, withUnit } from './format.ts'
+import { busyNote, escapeHtml, htmlTable, readable, readableChange, textTable, withUnit } from './format.ts'
 import { htmlPage, tiles } from './page.ts'
 import type { Bin, Move, Percentiles, Summary } from './summary.ts'
 
@@ -12,12 +12,12 @@ const ms = (value: number | undefined) => (value === undefined ? '–' : `${read
 const when = (iso: string) => `${iso.slice(0, 16).replace('T', ' ')} UTC`
 
 function headline({ requests, events, apiMs, queueMs, uncommittedMax, batch }: Summary) {
-  const spread = (of: Percentiles) => `p50; p90 ${ms(of.p90)}, p99 ${ms(of.p99)}, max ${ms(of.max)}`
+  const spread = (of: Percentiles) => `p50 · p90 ${ms(of.p90)} · p99 ${ms(of.p99)} · max ${ms(of.max)}`
   return [
     {
       name: 'Requests',
       figure: withUnit(requests.perS, '/s'),
-      says: `${readable(requests.count)} sent, ${requests.failed} failed`,
+      says: `${readable(requests.count)} sent · ${requests.failed} failed`,
     },
     {
       name: 'Events accepted',
@@ -35,7 +35,7 @@ function headline({ requests, events, apiMs, queueMs, uncommittedMax, batch }: S
     {
       name: 'Batch size',
       figure: readable(batch.p50),
-      says: `p50; max ${readable(batch.max)}, of ${readable(batch.count)} batches`,
+      says: `p50 · max ${readable(batch.max)} · of ${readable(batch.count)} batches`,
     },
   ]
 }
@@ -86,7 +86,7 @@ function charts({ timeline: { binS, bins, depth, uncommitted }, run }: Summary):
     lineChart({
       title: 'Throughput',
       says: 'events accepted by the API and committed to Postgres',
-      unit: '/s',
+      unit: 'events/s',
       series: [line('accepted', 1, (bin) => bin.acceptedPerS), line('committed', 3, (bin) => bin.committedPerS)],
       xMax,
       markS,
@@ -94,7 +94,7 @@ function charts({ timeline: { binS, bins, depth, uncommitted }, run }: Summary):
     lineChart({
       title: 'Requests',
       says: 'answered by the API',
-      unit: '/s',
+      unit: 'requests/s',
       series: [line('requests', 1, (bin) => bin.requestsPerS, true)],
       xMax,
       markS,
@@ -110,7 +110,7 @@ function charts({ timeline: { binS, bins, depth, uncommitted }, run }: Summary):
     }),
     lineChart({
       title: 'Queue latency',
-      says: 'from the arrival at the API to the committed row, every event',
+      says: 'from arrival at the API to the committed row',
       unit: 'ms',
       scale: 'log',
       series: spread((bin) => bin.queueMs),
@@ -119,7 +119,7 @@ function charts({ timeline: { binS, bins, depth, uncommitted }, run }: Summary):
     }),
     lineChart({
       title: 'Queue depth',
-      says: 'exactly, from the database, and as JetStream says, asked every 250 ms',
+      says: 'exactly by the database, and as JetStream tells it',
       unit: 'events',
       series: [
         { name: 'stored, not committed', colour: 1, points: depths(uncommitted, ({ events }) => events), area: true },
@@ -160,7 +160,7 @@ ${tiles(headline(summary))}${charts(summary)}
       ]),
     )}
 <h2>What moved</h2>${earlierSection(earlier)}
-<h2>Where it ran</h2><p class="soft">${escapeHtml(`${run.cores} cores shared by clients, servers and service; Node ${run.node}; Postgres ${run.postgres}; nats-server ${run.nats}. The clients' own CPU time is part of API latency.`)}</p>`,
+<h2>Where it ran</h2><p class="soft">${escapeHtml(`${run.cores} cores shared by clients, servers and service; Node ${run.node}; Postgres ${run.postgres}; nats-server ${run.nats}. The clients' own CPU time is part of API latency.${busyNote(run.loadBefore)}`)}</p>`,
   )
 }
 
@@ -190,6 +190,7 @@ export function benchmarkText(summary: Summary, earlier: Earlier | null): string
       )
       .join('\n'),
   ]
+  if (busyNote(summary.run.loadBefore) !== '') parts.push(busyNote(summary.run.loadBefore).trim())
   if (earlier !== null) {
     const { startedAt, differs, moves } = earlier
     parts.push(

@@ -10,7 +10,7 @@
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { availableParallelism, loadavg } from 'node:os'
 import { join, relative } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -106,6 +106,7 @@ function findEarlier(now: Summary): Earlier | null {
 
 async function main(): Promise<void> {
   const runId = randomBytes(6).toString('hex')
+  const loadBefore = loadavg()[0]!
   const startedAt = new Date().toISOString()
   const folder = join(reports, `benchmark-${startedAt.slice(0, 19).replace(/[-:]/g, '').replace('T', '-')}`)
   mkdirSync(folder, { recursive: true })
@@ -131,6 +132,7 @@ async function main(): Promise<void> {
       users,
       url: process.env.BENCHMARK_URL || null,
       cores: availableParallelism(),
+      loadBefore,
       node: process.versions.node,
       postgres: version.rows[0].server_version,
       nats: broker.nc.info!.version,

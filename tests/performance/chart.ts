@@ -134,14 +134,16 @@ type DotChart = {
 }
 
 const ROW = 46
-const LABEL = 190
+const LABEL = 178
+/** Where the medians stand, right of the dots. */
+const MEDIAN = 74
 
-/** One row per stage on a logarithmic axis: a dot for every round, a bar and the figure for their median. */
+/** One row per stage on a logarithmic axis: a dot for every round, a bar and a figure for their median. */
 export function dotChart({ title, says, unit, rows }: DotChart): string {
   const values = rows.flatMap((row) => row.dots.flatMap((dot) => dot.values)).filter((value) => value > 0)
   const axis = logAxis(Math.min(...values), Math.max(...values))
   const height = rows.length * ROW + 40
-  const x = (value: number) => LABEL + axis.place(value) * (WIDTH - LABEL - 60)
+  const x = (value: number) => LABEL + axis.place(value) * (WIDTH - LABEL - MEDIAN - 8)
   const floor = rows.length * ROW + 8
   const grid = axis.ticks.map(
     (tick) =>
@@ -161,14 +163,15 @@ export function dotChart({ title, says, unit, rows }: DotChart): string {
         .join('')
       return `<g><title>${escapeHtml(`${row.name}, ${name}: ${all.map((value) => withUnit(value, unit)).join(', ')}`)}</title>${marks}
 <line x1="${x(centre).toFixed(1)}" x2="${x(centre).toFixed(1)}" y1="${y - 8}" y2="${y + 8}" stroke="var(--c${colour})" stroke-width="2.5"/>
-<text class="value" x="${(x(Math.max(...all)) + 9).toFixed(1)}" y="${y + 4}">${readable(centre)}</text></g>`
+<text class="value" x="${WIDTH - 4}" y="${y + 4}" text-anchor="end" style="fill: var(--c${colour})">${readable(centre)}</text></g>`
     })
     return `<text class="label" x="${LABEL - 14}" y="${middle + 4}" text-anchor="end">${escapeHtml(row.name)}</text>${dots.join('')}`
   })
   const names = rows[0]!.dots
   return `<figure><figcaption><b>${escapeHtml(title)}</b> <span>${escapeHtml(says)}</span></figcaption>
 ${names.length > 1 ? legend(names) : ''}<svg viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="${escapeHtml(title)}">
-${grid.join('')}<line class="axis" x1="${LABEL}" x2="${WIDTH - 60}" y1="${floor}" y2="${floor}"/>
+<text class="unit" x="${WIDTH - 4}" y="${floor + 17}" text-anchor="end">median</text>
+${grid.join('')}<line class="axis" x1="${LABEL}" x2="${WIDTH - MEDIAN}" y1="${floor}" y2="${floor}"/>
 <text class="unit" x="${LABEL - 14}" y="${floor + 17}" text-anchor="end">${escapeHtml(unit)}</text>${lines.join('\n')}</svg></figure>`
 }
 

@@ -1,5 +1,7 @@
 /** Numbers and tables as people read them, for the terminal and the pages. */
 
+import { OTHER_LOAD } from './summary.ts'
+
 /** Three significant digits where it is small, whole with thousands separators where it is large. */
 export function readable(value: number): string {
   const size = Math.abs(value)
@@ -36,3 +38,9 @@ export function htmlTable(head: string[], rows: string[][]): string {
     `<tr>${row.map((text) => `<${tag}>${cell(text)}</${tag}>`).join('')}</tr>`
   return `<div class="scroll"><table><thead>${line(head, 'th')}</thead><tbody>${rows.map((row) => line(row, 'td')).join('')}</tbody></table></div>`
 }
+
+/** Says when a run was not alone on its machine; empty when it was. */
+export const busyNote = (loadBefore: number) =>
+  loadBefore > OTHER_LOAD
+    ? ` Other work kept the machine busy (load ${loadBefore.toFixed(1)} before the start): trust ratios, not figures.`
+    : ''

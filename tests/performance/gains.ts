@@ -49,6 +49,8 @@ export type Comparison = {
   backlog: number
   lightEventsPerS: number
   cores: number
+  /** Load average before the run. */
+  loadBefore: number
   /** By stage, then by round. */
   measured: Measured[][]
 }

@@ -17,8 +17,8 @@ h1 { font-size: 25px; margin: 0 0 4px } h2 { font-size: 18px; margin: 34px 0 10p
 .tile { padding: 11px 14px } .tile b { display: block; font-size: 23px; line-height: 1.25; font-variant-numeric: tabular-nums }
 .tile small { color: var(--soft); display: block } .tile .name { color: var(--soft); font-size: 13px }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 14px }
-figure { margin: 0; padding: 13px 14px 6px } figcaption { margin-bottom: 3px } svg { display: block; width: 100%; height: auto }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 15px; font-size: 13px; color: var(--soft) }
+figure { margin: 0; padding: 13px 14px 6px } figcaption { margin-bottom: 4px } svg { display: block; width: 100%; height: auto }
+.legend { margin-bottom: 6px; display: flex; flex-wrap: wrap; gap: 2px 15px; font-size: 13px; color: var(--soft) }
 .legend i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums }
 svg .unit { font-style: italic } svg .label, svg .value { fill: var(--ink) } svg .label { font-size: 13px }

@@ -1,7 +1,7 @@
 /** The page and the terminal text of `make benchmark-compare`. */
 
 import { type Colour, dotChart, lineChart, median } from './chart.ts'
-import { escapeHtml, htmlTable, readable, textTable } from './format.ts'
+import { busyNote, escapeHtml, htmlTable, readable, textTable } from './format.ts'
 import { type Comparison, type Gain, gainsOf, type Measured, STAGES } from './gains.ts'
 import { htmlPage } from './page.ts'
 
@@ -40,8 +40,8 @@ const measure = ({ factor, low, high }: Gain) =>
   low === high ? `${readable(factor)}×` : `${readable(factor)}× (${readable(low)}–${readable(high)})`
 const GAIN_HEAD = ['gain', 'expected', 'measured', '']
 
-const lead = ({ startedAt, rounds, backlog, lightEventsPerS, cores }: Comparison) =>
-  `${rounds === 1 ? 'One round' : `${rounds} rounds in alternating order`} on ${cores} cores, ${startedAt.slice(0, 16).replace('T', ' ')} UTC. Each stage of each round has a database and a nats-server of its own, fsync on: first ${lightEventsPerS} single events/s, then a worker process drains a backlog of ${readable(backlog)} events for a few seconds. Figures are medians of the rounds; a gain is the median of the ratios within each round.`
+const lead = ({ startedAt, rounds, backlog, lightEventsPerS, cores, loadBefore }: Comparison) =>
+  `${rounds === 1 ? 'One round' : `${rounds} rounds in alternating order`} on ${cores} cores, ${startedAt.slice(0, 16).replace('T', ' ')} UTC. Each stage of each round has a database and a nats-server of its own, fsync on: first ${lightEventsPerS} single events/s, then a worker process drains a backlog of ${readable(backlog)} events for a few seconds. Figures are medians of the rounds; a gain is the median of the ratios within each round.${busyNote(loadBefore)}`
 
 /** The page, whole. */
 export function stagesPage(comparison: Comparison): string {
@@ -107,19 +107,24 @@ export function stagesPage(comparison: Comparison): string {
     const colour = gain.verdict === 'less than expected' ? 'bad' : gain.expected === null ? 'soft' : 'good'
     return [gain.says, expectation(gain), measure(gain), `<span class="${colour}">${gain.verdict}</span>`, gain.why]
   })
+  const figures = stageRows(comparison).map(([name, ...cells], index) => [
+    `<span>${name}<br><small class="soft">${escapeHtml(STAGES[index]!.says)}</small></span>`,
+    ...cells,
+  ])
   return htmlPage(
     'Millrace benchmark: the stages compared',
     `<h1>The stages of tuning, side by side</h1><p class="soft">${escapeHtml(lead(comparison))}</p>
 <h2>Measured against what was expected</h2><div class="prose">${htmlTable([...GAIN_HEAD, 'why'], gains)}</div>
 <h2>Stage by stage</h2><div class="charts">${charts.join('')}</div>
-<h2>The figures</h2>${htmlTable(STAGE_HEAD, stageRows(comparison))}
-<p class="soft">Inserts, transactions, pull requests and messages are per 1,000 committed events. ${escapeHtml(STAGES.map(({ name, says }) => `${name}: ${says}`).join('; '))}.</p>`,
+<h2>The figures</h2>${htmlTable(STAGE_HEAD, figures)}
+<p class="soft">Inserts, transactions, pull requests and messages are per 1,000 committed events.</p>`,
   )
 }
 
 /** The same for the terminal. */
 export const stagesText = (comparison: Comparison): string =>
   [
+    `Medians of ${comparison.rounds} rounds.${busyNote(comparison.loadBefore)}`,
     textTable(STAGE_HEAD, stageRows(comparison)),
     textTable(
       GAIN_HEAD,

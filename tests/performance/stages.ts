@@ -8,7 +8,7 @@
  */
 
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { availableParallelism, loadavg } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -178,6 +178,7 @@ async function runStage({ dir, logFolder, postgres }: Rig, stage: Stage, round: 
 }
 
 async function main(): Promise<void> {
+  const loadBefore = loadavg()[0]!
   const startedAt = new Date().toISOString()
   const folder = join(reports, `compare-${startedAt.slice(0, 19).replace(/[-:]/g, '').replace('T', '-')}`)
   mkdirSync(folder, { recursive: true })
@@ -200,6 +201,7 @@ async function main(): Promise<void> {
     backlog,
     lightEventsPerS: LIGHT_EVENTS_PER_S,
     cores: availableParallelism(),
+    loadBefore,
     measured,
   }
   writeFileSync(join(folder, 'summary.json'), `${JSON.stringify(comparison, null, 1)}\n`)

@@ -33,6 +33,8 @@ export type Summary = {
     /** Null where the benchmark started the service itself. */
     url: string | null
     cores: number
+    /** Load average before the run: what else kept the machine busy. */
+    loadBefore: number
     node: string
     postgres: string
     nats: string
@@ -77,6 +79,9 @@ const METRICS: Metric[] = [
 /** Two runs of the same code on a shared machine differ by about this much, so less is not called a change. */
 const NOISE = 0.15
 
+/** A load average above this before the start is other work, which slows what is measured. */
+export const OTHER_LOAD = 1
+
 export type Move = {
   says: string
   unit: string
@@ -110,7 +115,11 @@ export function differences(before: Summary, now: Summary): string[] {
     nats: s.run.nats,
   })
   const [old, fresh] = [facts(before), facts(now)]
-  return (Object.keys(old) as (keyof typeof old)[])
+  const differing = (Object.keys(old) as (keyof typeof old)[])
     .filter((name) => old[name] !== fresh[name])
     .map((name) => `${name}: ${old[name]} then, ${fresh[name]} now`)
+  const [oldLoad, freshLoad] = [before.run.loadBefore, now.run.loadBefore]
+  if (Math.abs(oldLoad - freshLoad) > OTHER_LOAD)
+    differing.push(`other work on the machine: load ${oldLoad.toFixed(1)} then, ${freshLoad.toFixed(1)} now`)
+  return differing
 }
