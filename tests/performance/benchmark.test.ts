@@ -31,7 +31,7 @@ async function runBenchmark(): Promise<{ output: string; folder: string; summary
         DATABASE_URL: servers.postgres.url,
         NATS_URL: servers.nats.url,
         BENCHMARK_USERS: '4',
-        BENCHMARK_SECONDS: '4',
+        BENCHMARK_SECONDS: '3',
         BENCHMARK_REPORTS: reports,
       },
     },

@@ -1,6 +1,6 @@
 /**
  * `make benchmark`: Locust's users against a Millrace, then the figures from the database.
- * 1. the service: BENCHMARK_URL with DATABASE_URL and NATS_URL, or one started here
+ * 1. the service: the one at BENCHMARK_URL, or one started here
  * 2. Locust, headless, while the queue's depth is sampled
  * 3. when the queue is empty, the sums and latencies (measure.ts)
  * 4. summary.json, report.html, the terminal; what moved since the report before
@@ -17,6 +17,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url'
 import pg from 'pg'
 import { type Broker, connectBroker } from '../../src/broker/connect.ts'
 import { CONSUMER, STREAM } from '../../src/broker/streams.ts'
+import { operatorConfig } from '../../src/commands/operator-config.ts'
 import { benchmarkPage, benchmarkText, type Earlier } from './benchmark-page.ts'
 import { positive } from './environment.ts'
 import { readable } from './format.ts'
@@ -33,14 +34,11 @@ const users = positive('BENCHMARK_USERS', 50)
 const seconds = positive('BENCHMARK_SECONDS', 60)
 const reports = process.env.BENCHMARK_REPORTS ?? here('../reports')
 
-/** The running service that the environment names, or a fresh one. */
+/** The running service that BENCHMARK_URL names, whose servers are those of the environment or of `millrace dev`; or a fresh one. */
 async function findService(logFolder: string): Promise<Service> {
-  const { BENCHMARK_URL: url, DATABASE_URL: databaseUrl, NATS_URL: natsUrl } = process.env
+  const url = process.env.BENCHMARK_URL
   if (!url) return ownService(dataFolder(), logFolder)
-  if (!databaseUrl || !natsUrl)
-    throw new Error(
-      'With BENCHMARK_URL set DATABASE_URL and NATS_URL of the same service: latency and depth are read there',
-    )
+  const { DATABASE_URL: databaseUrl, NATS_URL: natsUrl } = await operatorConfig()
   return { url: url.replace(/\/$/, ''), databaseUrl, natsUrl, own: false, stop: async () => {} }
 }
 

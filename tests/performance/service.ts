@@ -95,7 +95,7 @@ export function ownProcess(command: 'api' | 'worker', env: Record<string, string
 }
 
 /** @throws Error when it does not answer within 30 s */
-export async function untilHealthy(url: string): Promise<void> {
+async function untilHealthy(url: string): Promise<void> {
   const deadline = Date.now() + 30_000
   for (;;) {
     const answer = await fetch(`${url}/healthz`).catch(() => undefined)

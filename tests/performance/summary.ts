@@ -18,7 +18,7 @@ export type Bin = {
 export type DepthSample = { atS: number; waiting: number; unacknowledged: number }
 
 /** Events of this run stored in JetStream and not committed, by the database's own times: exact, not sampled. */
-export type Uncommitted = { atS: number; events: number }
+type Uncommitted = { atS: number; events: number }
 
 export type Kind = { kind: string; requests: number; events: number; apiMs: Percentiles; queueMs: Percentiles | null }
 
