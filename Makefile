@@ -46,6 +46,7 @@ JAEGER_MODULE := github.com/jaegertracing/jaeger@v1.76.0
 # The same Jaeger by its other version number.
 JAEGER_IMAGE := jaegertracing/jaeger:2.13.0
 jaeger: ## a real Jaeger: OTLP on :4318, queries on :16686 (a container where Docker answers, else built with Go)
+	@echo 'Jaeger takes traces at http://127.0.0.1:4318 and answers at http://127.0.0.1:16686; Ctrl-C ends it'
 	@if docker info >/dev/null 2>&1; then \
 	  docker run --rm -e JAEGER_HOST=0.0.0.0 -p 127.0.0.1:4318:4318 -p 127.0.0.1:16686:16686 \
 	    -v $(CURDIR)/otel/jaeger.yaml:/etc/jaeger.yaml:ro $(JAEGER_IMAGE) --config /etc/jaeger.yaml; \
