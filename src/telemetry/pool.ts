@@ -6,9 +6,9 @@
 import { PROCESS_NAME } from './resource.ts'
 
 /** pulling: at work or waiting for it; holding: Postgres is away; draining: finishing what is in hand; dead: being restarted. */
-export type WorkerState = 'pulling' | 'holding' | 'draining' | 'dead' | 'ended'
+type WorkerState = 'pulling' | 'holding' | 'draining' | 'dead' | 'ended'
 
-export type WorkerReport = {
+type WorkerReport = {
   worker: number
   state: WorkerState
   /** Events of the batch in hand. */

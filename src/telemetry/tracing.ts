@@ -50,7 +50,7 @@ export type Tracing = { tracer: Tracer | undefined; stop: () => Promise<void> }
 /** A request of a million events, sampled, must not become a trace that no one can open. */
 const EVENT_SPANS_PER_REQUEST_MAX = 128
 
-/** One second of spans at full sampling waits here at most; more is dropped, and counted. */
+/** One second of spans at full sampling waits here at most; more is dropped, and the log says so. */
 const SPANS_WAITING_MAX = 8_192
 const EXPORT_DELAY_MS = 1_000
 
@@ -59,7 +59,7 @@ const COMPLAINT_MS_MIN = 60_000
 
 const ALWAYS = createContextKey('millrace always sample')
 
-export const SEND_ATTRIBUTES: Attributes = {
+const SEND_ATTRIBUTES: Attributes = {
   [ATTR_MESSAGING_SYSTEM_NAME]: 'nats',
   [ATTR_MESSAGING_DESTINATION_NAME]: STREAM,
   [ATTR_MESSAGING_OPERATION_NAME]: 'send',
