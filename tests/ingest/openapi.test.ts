@@ -34,7 +34,7 @@ test('the API does what the description says, whatever it is sent', async () => 
     'run',
     `${service.url}/openapi.json`,
     '--phases=examples,coverage,fuzzing',
-    '--max-examples=25',
+    '--max-examples=15',
     '--seed=1',
     '--generation-database=none',
   ])
