@@ -6,20 +6,11 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type pg from 'pg'
 import { MillraceError } from '../errors.ts'
+import { awaitResult, cancelRun, openCall, rest, writeEntry, writeResult } from './calls.ts'
 import type { Workflow } from './define.ts'
 import { type Duration, milliseconds } from './durations.ts'
 import { type KeyOf, keyPath } from './key-path.ts'
-import {
-  type Arrival,
-  awaitResult,
-  cancelRun,
-  type LiveRun,
-  openCall,
-  rest,
-  type Signal,
-  writeEntry,
-  writeResult,
-} from './live.ts'
+import type { Arrival, LiveRun, Signal } from './live.ts'
 import { newRun, type StartOptions } from './start.ts'
 import { traceparentOf } from './trace.ts'
 import { decode } from './values.ts'

@@ -1,20 +1,11 @@
 /** A run's way in this process: begin or resume, call the workflow's function, write how it ended. */
 
 import { describe, MillraceError } from '../errors.ts'
+import { cancelRun, startTurn } from './calls.ts'
 import { Continuation, createContext } from './context.ts'
 import type { Workflow } from './define.ts'
-import {
-  cancelRun,
-  dropRun,
-  finish,
-  type LiveRun,
-  type Recorded,
-  type RunEnd,
-  type Runner,
-  type RunRow,
-  startTurn,
-  stopStuck,
-} from './live.ts'
+import { dropRun, finish, stopStuck } from './ending.ts'
+import type { LiveRun, Recorded, RunEnd, Runner, RunRow } from './live.ts'
 import { newRun } from './start.ts'
 import { startRunSpan } from './trace.ts'
 import { decode, decodeError, encode, encodeError } from './values.ts'
