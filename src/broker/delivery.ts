@@ -28,12 +28,40 @@ export function deliveryInfo(message: Msg): DeliveryInfo {
   }
 }
 
+/** The parts of the client's message that hold its headers as they came. */
+type RawMessage = { _rdata?: Uint8Array; _msg?: { hdr: number } }
+
+/**
+ * The header block as text, `NATS/1.0\r\nName: value\r\n...`. The client makes a map of lists of it, which costs more
+ * than all else a worker does with an event (measured: 2.9 us against 0.3), so where its message still has the bytes,
+ * they are read instead.
+ */
+export function headerBlock(message: Msg): string {
+  const { _rdata: bytes, _msg: head } = message as RawMessage
+  if (bytes !== undefined && head !== undefined)
+    return head.hdr > 0 ? Buffer.from(bytes.buffer, bytes.byteOffset, head.hdr).toString() : ''
+  let block = ''
+  for (const [name, values] of message.headers ?? []) for (const value of values) block += `\r\n${name}: ${value}`
+  return `${block}\r\n`
+}
+
+/** The first value of a header, '' where there is none. Names are compared as they are. */
+export function headerOf(block: string, name: string): string {
+  const at = block.indexOf(`\r\n${name}:`)
+  if (at < 0) return ''
+  const from = at + name.length + 3
+  return block.slice(from, block.indexOf('\r\n', from)).trim()
+}
+
+const ACK = Buffer.from('+ACK')
+const WORKING = Buffer.from('+WPI')
+
 /** Done: JetStream forgets the message. */
-export const ack = (message: Msg) => void message.respond('+ACK')
+export const ack = (message: Msg) => void message.respond(ACK)
 /** Failed: deliver it again after `delayMs`; consumer backoff does not apply to naks, so the delay is always said. */
 export const nak = (message: Msg, delayMs: number) =>
   void message.respond(`-NAK {"delay": ${Math.round(delayMs * 1e6)}}`)
 /** Still at it: ack_wait starts again. */
-export const working = (message: Msg) => void message.respond('+WPI')
+export const working = (message: Msg) => void message.respond(WORKING)
 /** Never deliver it again, for a reason that shows in the server's advisories. */
 export const term = (message: Msg, reason: string) => void message.respond(`+TERM ${reason}`)

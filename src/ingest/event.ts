@@ -1,7 +1,7 @@
 /** An event on its way: how its message on the stream is written and read. */
 
 import { headers, type Msg, type MsgHdrs } from 'nats'
-import { deliveryInfo } from '../broker/delivery.ts'
+import { deliveryInfo, headerBlock, headerOf } from '../broker/delivery.ts'
 
 /**
  * Identity, arrival and trace travel as headers, so that workers sort, drop duplicates and measure without parsing a
@@ -72,18 +72,18 @@ const utf8 = new TextDecoder('utf-8', { fatal: true })
 /** Reads a delivered message. Another producer may omit our headers; then the payload says which event it is. */
 export function decode(message: Msg): ReceivedEvent {
   const { seq, deliveries, storedMs: publishedMs } = deliveryInfo(message)
-  const given = message.headers
+  const block = headerBlock(message)
   const event: ReceivedEvent = {
     message,
-    id: given?.get(HEADER.id) ?? '',
-    source: given?.get(HEADER.source) ?? '',
+    id: headerOf(block, HEADER.id),
+    source: headerOf(block, HEADER.source),
     payload: '',
-    receivedMs: Number(given?.get(HEADER.received) || publishedMs),
+    receivedMs: Number(headerOf(block, HEADER.received) || publishedMs),
     publishedMs,
     seq,
     deliveries,
-    traceparent: given?.get(HEADER.traceparent) ?? '',
-    commitReply: given?.get(HEADER.commitReply) ?? '',
+    traceparent: headerOf(block, HEADER.traceparent),
+    commitReply: headerOf(block, HEADER.commitReply),
     unreadable: '',
   }
   try {
