@@ -23,7 +23,10 @@ import { sampleEvent } from './sample.ts'
 
 const seconds = Number(process.env.BENCH_SECONDS ?? 10)
 const backlog = Number(process.env.BENCH_BACKLOG ?? 1_000_000)
-const sizes = (process.env.BENCH_SIZES ?? '1,10,100,500').split(',').map(Number).filter((size) => size > 0)
+const sizes = (process.env.BENCH_SIZES ?? '1,10,100,500')
+  .split(',')
+  .map(Number)
+  .filter((size) => size > 0)
 const dir = join(process.cwd(), '.millrace/bench')
 rmSync(dir, { recursive: true, force: true })
 const [postgres, nats] = await Promise.all([
