@@ -4,7 +4,9 @@
  *
  * The rule is that of group commit. On an idle system an event leaves at once. While another batch is being inserted,
  * waiting costs nothing, so the next one gathers until that insert ends, the batch is full, or the linger is over. A
- * backlog fills batches; full batches grow while their insert stays within its time, and shrink when it does not.
+ * backlog fills batches, and full batches grow to the largest allowed, however long their insert takes: most of a
+ * transaction's time does not depend on its rows, so on a slow or busy database smaller batches would commit fewer events
+ * and deepen the backlog that slows them. When the backlog is gone, batches are again what arrives during an insert.
  */
 
 import type { Config } from '../config.ts'
@@ -20,8 +22,6 @@ export type Pace = {
   readonly insertMs: number
 }
 
-/** Beyond it a larger batch no longer gains throughput and only holds its rows back longer. */
-const INSERT_MS_BUDGET = 150
 /** The longest linger that a smoothed insert time may cause. */
 const LINGER_MS_MAX = 50
 /** Weight of the newest measurement: about the last ten count. */
@@ -49,10 +49,8 @@ export function adapt(
   const arrivalRate = smooth(pace.arrivalRate, (size * 1_000) / Math.max(gapMs, 0.1))
   const insert = smooth(pace.insertMs, insertMs)
   const full = size >= pace.size && depth > 0
-  let target = pace.size
-  if (insertMs > INSERT_MS_BUDGET) target = Math.max(1, Math.floor(pace.size / 2))
-  else if (full) target = Math.min(sizeMax, pace.size * 2)
   // Fewer than one arrival is expected during an insert: gathering would only delay.
   const gathers = (arrivalRate * insert) / 1_000 >= 1
+  const target = full ? Math.min(sizeMax, pace.size * 2) : pace.size
   return { size: target, lingerMs: gathers ? Math.min(LINGER_MS_MAX, 2 * insert) : 0, arrivalRate, insertMs: insert }
 }
