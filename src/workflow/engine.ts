@@ -34,6 +34,7 @@ import { createResults, type Ending, type Results } from './results.ts'
 import { beginRun } from './run.ts'
 import { openSessions } from './session.ts'
 import { exists, insertRun } from './start.ts'
+import { createStrays } from './strays.ts'
 import { onQueued, onWoken, publishEnded, publishWakes } from './wakes.ts'
 
 /**
@@ -313,6 +314,7 @@ function work(
   const dropAll = (reason: MillraceError) => {
     for (const run of [...live.values()]) dropRun(run, reason)
   }
+  const strays = createStrays(pool, worker)
   const renew = async () => {
     if (!(await renewLease(pool, clock, worker, leaseMs))) {
       runner.metrics?.leaseLost(live.size)
@@ -325,6 +327,7 @@ function work(
     }
     if ((await endExpiredLeases(pool)) > 0) void dispatch.claim()
     await clearMailboxes(pool)
+    if ((await strays.giveBack((runId) => live.has(runId))) > 0) void dispatch.claim()
   }
   let beating: Promise<void> | null = null
   const beat = setInterval(() => {

@@ -126,6 +126,25 @@ test('a slow step times out, its signal aborts, and the run fails with the reaso
   assert.is(aborted, true)
 })
 
+test('an attempt that falls silent is ended, one that beats is not', async () => {
+  const beats = workflow('beats', async (run) =>
+    run.step(
+      'long',
+      async ({ attempt, signal, heartbeat }) => {
+        if (attempt === 1) await new Promise((resolve) => signal.addEventListener('abort', resolve))
+        for (let beat = 0; beat < 30; beat += 1) {
+          await new Promise((resolve) => setTimeout(resolve, 30))
+          heartbeat()
+        }
+        return attempt
+      },
+      { heartbeat: 600, retry: { attempts: 2, first: 1 } },
+    ),
+  )
+  const engine = await engineOf([beats])
+  assert.is(await (await startRun(engine, beats, null)).result(), 2)
+})
+
 test('a run that sleeps long leaves memory and is replayed when its time comes', async () => {
   let before = 0
   const naps = workflow('naps', async (run) => {
