@@ -1,7 +1,8 @@
 /**
  * `make bench`, second part: what traces cost. Three services, without traces, with 1% and with 100% sampled into a real
  * Jaeger, stand side by side, warm; short loads go to each in turn, so that what else the machine does falls on all
- * three. The median of the rounds' ratios is told. BENCH_TURN_SECONDS (2), BENCH_ROUNDS (15), BENCH_EVENTS per request (100).
+ * three. Told are the medians of the rounds' ratios, and the least processor time of any turn: others on the machine can
+ * only add to it. BENCH_TURN_SECONDS (2), BENCH_ROUNDS (15), BENCH_EVENTS per request (100).
  */
 
 import { spawn } from 'node:child_process'
@@ -91,7 +92,7 @@ async function startService(name: Case) {
 async function turn({ db, broker, port, cpuMs }: Service, run: string): Promise<Turn> {
   await db.query('truncate events, batches')
   const before = cpuMs()
-  const order = { port, path: '/v1/events', eventsPerRequest, connections: 16, run, seconds }
+  const order = { port, path: '/v1/events', eventsPerRequest, connections: eventsPerRequest === 1 ? 128 : 16, run, seconds }
   const { accepted, refused } = await runNode<LoadResult>(['bench/load.ts', JSON.stringify(order)])
   if (refused > 0) throw new Error(`${refused} requests were refused`)
   await settled({ db, broker }, accepted)
@@ -144,21 +145,31 @@ try {
   /** Against the turn without traces in the same round: the median of the rounds' ratios. */
   const ratio = (name: Case, what: keyof Turn) =>
     median(turns.get(name)!.map((each, round) => each[what] / turns.get('off')![round]![what]))
+  const least = (name: Case) => Math.min(...turns.get(name)!.map((each) => each.cpuUs))
   const table = names.map((name) => ({
     traces: name,
     'committed/s': Math.round(of(name, 'committedPerSecond')),
     'of off': Number(ratio(name, 'committedPerSecond').toFixed(3)),
     'api + worker us/event': Number(of(name, 'cpuUs').toFixed(1)),
     'cpu of off': Number(ratio(name, 'cpuUs').toFixed(3)),
+    'least us/event': Number(least(name).toFixed(1)),
+    'least of off': Number((least(name) / least('off')).toFixed(3)),
     'queue p50 ms': Number(of(name, 'queueP50Ms').toFixed(1)),
     'queue p99 ms': Number(of(name, 'queueP99Ms').toFixed(1)),
   }))
   console.log(`\nWhat traces cost, requests of ${eventsPerRequest} events, ${rounds} rounds of ${seconds} s`)
   console.table(table)
   mkdirSync('bench/reports', { recursive: true })
-  const report = { at: new Date().toISOString(), seconds, rounds, eventsPerRequest, table }
+  const report = {
+    at: new Date().toISOString(),
+    seconds,
+    rounds,
+    eventsPerRequest,
+    table,
+    turns: Object.fromEntries(turns),
+  }
   writeFileSync('bench/reports/tracing.json', `${JSON.stringify(report, null, 2)}\n`)
-  console.log(JSON.stringify(report))
+  console.log(JSON.stringify({ ...report, turns: undefined }))
 } finally {
   for (const service of services.values()) await service.stop()
   jaeger.kill('SIGKILL')
