@@ -92,7 +92,14 @@ async function startService(name: Case) {
 async function turn({ db, broker, port, cpuMs }: Service, run: string): Promise<Turn> {
   await db.query('truncate events, batches')
   const before = cpuMs()
-  const order = { port, path: '/v1/events', eventsPerRequest, connections: eventsPerRequest === 1 ? 128 : 16, run, seconds }
+  const order = {
+    port,
+    path: '/v1/events',
+    eventsPerRequest,
+    connections: eventsPerRequest === 1 ? 128 : 16,
+    run,
+    seconds,
+  }
   const { accepted, refused } = await runNode<LoadResult>(['bench/load.ts', JSON.stringify(order)])
   if (refused > 0) throw new Error(`${refused} requests were refused`)
   await settled({ db, broker }, accepted)
