@@ -16,5 +16,5 @@ COPY --from=build /app/dist dist
 COPY migrations migrations
 USER node
 EXPOSE 8080
-ENTRYPOINT ["node", "dist/cli.js"]
+ENTRYPOINT ["node", "--max-semi-space-size=8", "dist/cli.js"]
 CMD ["api"]

@@ -142,7 +142,7 @@ async function naive(eventsPerRequest: number): Promise<Case> {
 }
 
 async function startWorker() {
-  const child = startNode(['src/cli.ts', 'worker'], env)
+  const child = startNode(['--max-semi-space-size=8', 'src/cli.ts', 'worker'], env)
   await line(child, /pulling/)
   meters.worker = meter(child.pid!)
   return child
@@ -198,7 +198,7 @@ async function drain(): Promise<Case> {
 }
 
 try {
-  const api = startNode(['src/cli.ts', 'api'], env)
+  const api = startNode(['--max-semi-space-size=8', 'src/cli.ts', 'api'], env)
   const port = Number((await line(api, /"port":(\d+)/))[1])
   meters.api = meter(api.pid!)
   const worker = await startWorker()

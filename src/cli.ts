@@ -1,5 +1,8 @@
-#!/usr/bin/env node
-/** `millrace`: parses, calls, prints. */
+#!/usr/bin/env -S node --max-semi-space-size=8
+/**
+ * `millrace`: parses, calls, prints. Its young generation is kept to 8 MB a half, as V8's own 16 grow a process by a third
+ * (measured) without making it faster.
+ */
 
 import { resolve } from 'node:path'
 import { Command } from 'commander'
