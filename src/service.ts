@@ -22,6 +22,7 @@ import { workflowRoutes } from './workflow/api.ts'
 import { codeOf, type Workflow } from './workflow/define.ts'
 import { startEngine } from './workflow/engine.ts'
 import { loadWorkflows } from './workflow/load.ts'
+import { queueRoutes } from './workflow/queue-routes.ts'
 
 /** Serves the HTTP API until the signal. */
 export async function serveApi(config: Config, signal: AbortSignal): Promise<void> {
@@ -79,6 +80,7 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   const engine = await openEngine(config, { database, broker, jobs, log, telemetry }, [])
   const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config, [
     workflowRoutes(engine, config),
+    queueRoutes(engine, config),
   ])
   log.info({ port: server.port }, 'listening')
   await aborted(signal)

@@ -11,6 +11,7 @@ import { startTelemetry } from '../src/telemetry/telemetry.ts'
 import { workflowRoutes } from '../src/workflow/api.ts'
 import type { Workflow } from '../src/workflow/define.ts'
 import { startEngine } from '../src/workflow/engine.ts'
+import { queueRoutes } from '../src/workflow/queue-routes.ts'
 import type { Servers } from './servers.ts'
 
 export type Service = Awaited<ReturnType<typeof startService>>
@@ -37,6 +38,7 @@ export async function startService(servers: Servers, over: Partial<Config> = {},
   )
   const server = await startApi({ db, broker, jobs, publisher, log, telemetry }, config, [
     workflowRoutes(engine, config),
+    queueRoutes(engine, config),
   ])
   const stopping = new AbortController()
   const working = consume({ db, broker, jobs, log, telemetry }, config, stopping.signal)

@@ -5,6 +5,7 @@ import { startDefined } from '../workflow/client.ts'
 import { cancelRuns, resumeRun, signalRun, terminateRun } from '../workflow/control.ts'
 import { findDefinition, listDefinitions } from '../workflow/definitions.ts'
 import { milliseconds } from '../workflow/durations.ts'
+import { listLimits, type QueueLimits, removeLimits, setLimits } from '../workflow/limits.ts'
 import { replayRuns, restartFrom } from '../workflow/replay.ts'
 import { exportHistory, getRun, type HistoryLine, listRuns, type RunFilter, readHistory } from '../workflow/runs.ts'
 import type { StartOptions } from '../workflow/start.ts'
@@ -31,6 +32,7 @@ export function workflowsCommand(): Command {
   lookCommands(command)
   startCommand(command)
   steerCommands(command)
+  queueCommands(command)
   return command
 }
 
@@ -224,6 +226,45 @@ function steerCommands(command: Command): void {
         if (next !== null) console.log('there are more: run it again, or with a larger --limit')
       }),
     )
+}
+
+function queueCommands(command: Command): void {
+  command
+    .command('queues')
+    .description('the queues that have limits')
+    .action(() =>
+      withEngine(async ({ control }) => {
+        const queues = await listLimits(control.pool)
+        table(
+          ['queue', 'concurrency', 'per key', 'rate', 'holding', 'queued'],
+          queues.map(({ queue, limits: { concurrency, perKey, rate }, holding, queued }) => [
+            queue,
+            String(concurrency ?? '-'),
+            String(perKey ?? '-'),
+            rate === undefined ? '-' : `${rate.runs} per ${spanOf(Number(rate.per))}`,
+            String(holding),
+            queued > 10_000 ? 'over 10000' : String(queued),
+          ]),
+        )
+      }),
+    )
+
+  command
+    .command('limit <queue>')
+    .description('limits a queue; without options, removes its limits')
+    .option('--concurrency <n>', 'runs begun and not ended in the whole queue', whole)
+    .option('--per-key <n>', 'the same, of one concurrency key', whole)
+    .option('--rate <runs/time>', 'such as 100/1m: so many runs begin in each minute, on average', rate)
+    .action((queue: string, limits: QueueLimits) =>
+      withEngine(async ({ control }) =>
+        Object.keys(limits).length === 0 ? removeLimits(control.pool, queue) : setLimits(control.pool, queue, limits),
+      ),
+    )
+}
+
+function rate(text: string): QueueLimits['rate'] {
+  const [runs = '', per] = text.split('/')
+  return { runs: whole(runs), per: milliseconds(per ?? '') }
 }
 
 type Control = Parameters<typeof terminateRun>[0]

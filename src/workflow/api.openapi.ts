@@ -2,7 +2,7 @@
 
 import { describeBody, describeParameters, describeResponses, type Parameters } from '../http/routes.ts'
 
-const duration = {
+export const duration = {
   description: "milliseconds, or text such as '30s', '1h30m' or '3d'",
   oneOf: [
     { type: 'number', minimum: 0 },
@@ -167,7 +167,7 @@ export type ReplayBody = {
   dryRun?: boolean
 }
 
-const problem = { $ref: '#/components/schemas/Error' }
+export const problem = { $ref: '#/components/schemas/Error' }
 const nullable = (schema: { type: string; format?: string }) => ({ ...schema, type: [schema.type, 'null'] })
 const text = { type: 'string' }
 const errorOfRun = {

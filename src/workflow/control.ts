@@ -50,7 +50,7 @@ const TERMINATE = `
   returning r.run_id, r.status, r.queue`
 
 const RESUME = `
-  update workflow_runs set status = 'queued', error = null, finished_at = null, worker = null
+  update workflow_runs set status = 'queued', error = null, finished_at = null, worker = null, holds = false
   where run_id = $1 and status = 'stuck'
   returning run_id, status, queue`
 

@@ -4,12 +4,14 @@ import type pg from 'pg'
 import { type Claimed, claimRuns, nextDueMs } from './claim.ts'
 import type { Clock } from './clock.ts'
 import type { Workflow } from './define.ts'
+import type { LimitedQueues } from './limits.ts'
 
 export type DispatchDeps = {
   pool: pg.Pool
   clock: Clock
   worker: string
   queues: string[]
+  limits: LimitedQueues
   codes: Workflow[]
   /** How many more runs fit into memory. */
   room: () => number
@@ -33,7 +35,7 @@ const CLAIM_MAX = 500
 const TIMER_MS_MAX = 60_000
 
 export function startDispatch(deps: DispatchDeps, sweepMs: number): Dispatch {
-  const { pool, clock, worker, queues, codes, room, take, onError } = deps
+  const { pool, clock, worker, queues, limits, codes, room, take, onError } = deps
   let stopping = false
   let again = false
   let claiming: Promise<void> | null = null
@@ -60,12 +62,12 @@ export function startDispatch(deps: DispatchDeps, sweepMs: number): Dispatch {
         backlog = true
         return
       }
-      const claimed = await claimRuns(pool, worker, queue, codes, wanted)
+      const claimed = await claimRuns(pool, worker, queue, codes, wanted, limits.has(queue))
       take(claimed)
       if (claimed.length === wanted) backlog = true
     }
     if (backlog && room() >= CLAIM_MAX) again = true
-    const ms = await nextDueMs(pool)
+    const ms = await nextDueMs(pool, queues)
     if (ms !== null) due(clock.now() + ms)
   }
   const claim = (): Promise<void> => {
@@ -82,7 +84,12 @@ export function startDispatch(deps: DispatchDeps, sweepMs: number): Dispatch {
       })
     return claiming
   }
-  const sweep = setInterval(() => void claim(), sweepMs)
+  const sweep = setInterval(() => {
+    void limits
+      .refresh()
+      .catch((error) => onError(error, 'reading the limits of queues'))
+      .then(claim)
+  }, sweepMs)
   return {
     claim,
     due,

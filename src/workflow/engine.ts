@@ -28,6 +28,7 @@ import { readNews } from './incoming.ts'
 import { type Journal, openJournal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
 import { clearMailboxes, endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
+import { type LimitedQueues, readLimitedQueues } from './limits.ts'
 import { createListeners, type Listeners } from './listen.ts'
 import type { EngineMetrics, LiveRun, RunEnd, Runner, RunRow } from './live.ts'
 import { createResults, type Ending, type Results } from './results.ts'
@@ -104,13 +105,15 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   )
   const journal = openJournal(databaseUrl, worker, deps.jobs ?? null)
   const control = { pool, broker, jobs: deps.jobs ?? null }
+  const limits = readLimitedQueues(pool)
+  if (worker !== null) await limits.refresh()
   const queues = options.queues ?? [...new Set(workflows.map((workflow) => workflow.queue))]
   const place = {
     codes: new Map(workflows.map((workflow) => [codeOf(workflow), workflow])),
     queues,
     runsMax: options.runsMax ?? RUNS_MAX,
   }
-  const parts = { deps, pool, clock, live, results, journal, control, listeners, place, worker }
+  const parts = { deps, pool, clock, live, results, journal, control, listeners, limits, place, worker }
   const runner = createRunner(parts)
   const stopWorking =
     worker === null
@@ -166,6 +169,7 @@ type Parts = {
   journal: Journal
   control: ControlDeps
   listeners: Listeners
+  limits: LimitedQueues
   place: { codes: Map<string, Workflow>; queues: string[]; runsMax: number }
   worker: string | null
 }
@@ -193,7 +197,18 @@ async function beginHere(runner: ProcessRunner, row: StartRow, starter?: string)
 }
 
 /** What runs ask of their process. */
-function createRunner({ deps, pool, clock, live, results, journal, control, listeners, place }: Parts): ProcessRunner {
+function createRunner({
+  deps,
+  pool,
+  clock,
+  live,
+  results,
+  journal,
+  control,
+  listeners,
+  limits,
+  place,
+}: Parts): ProcessRunner {
   const { broker, onError } = deps
   const soon = (act: (ids: string[]) => void) => {
     let ids: string[] = []
@@ -236,7 +251,7 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
     place: (row) => {
       row.createdAt = Math.floor(clock.now())
       const fits = live.size < place.runsMax && place.codes.has(codeOf(row)) && place.queues.includes(row.queue)
-      if (fits && row.status === 'queued' && row.concurrencyKey === null && !runner.stopping) row.status = 'running'
+      if (fits && row.status === 'queued' && !limits.has(row.queue) && !runner.stopping) row.status = 'running'
     },
     begun: (row) => {
       if (row.status === 'running') {
@@ -272,6 +287,8 @@ function createRunner({ deps, pool, clock, live, results, journal, control, list
       }
       // Whoever waits for a run that never left this process is here, at its starter, or will look.
       if (!run.startedHere) announce([runId])
+      // Its place may be what another run waits for.
+      if (limits.has(run.row.queue)) publishWakes(broker, { queues: [run.row.queue], runs: [] })
       runner.dispatch?.freed()
     },
   }
@@ -296,7 +313,7 @@ const endingOf = (run: LiveRun, end: RunEnd): Ending => ({
 function work(
   parts: Parts & { worker: string; name: string; runner: ProcessRunner; leaseMs: number; sweepMs: number },
 ): () => Promise<void> {
-  const { deps, pool, clock, live, place, runner, worker, name, leaseMs, sweepMs } = parts
+  const { deps, pool, clock, live, limits, place, runner, worker, name, leaseMs, sweepMs } = parts
   const { broker, onError } = deps
   const take = (claimed: Claimed[]) => {
     const now = clock.now()
@@ -308,7 +325,10 @@ function work(
   }
   const room = () => place.runsMax - live.size
   const codes = [...place.codes.values()]
-  const dispatch = startDispatch({ pool, clock, worker, queues: place.queues, codes, room, take, onError }, sweepMs)
+  const dispatch = startDispatch(
+    { pool, clock, worker, queues: place.queues, limits, codes, room, take, onError },
+    sweepMs,
+  )
   runner.dispatch = dispatch
   runner.metrics?.observeRuns(() => live.size)
   const dropAll = (reason: MillraceError) => {
