@@ -47,15 +47,27 @@ export function connectDatabase(
  */
 export async function inTransaction<T>(db: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
   const client = await db.$client.connect()
-  let lost = false
+  let held = true
+  /** What failed for another reason than Postgres's own answer may still be waiting for one: that client is ended. */
+  const release = (error?: unknown) => {
+    if (held) client.release(error !== undefined && sqlStateOf(error) === undefined)
+    held = false
+  }
   try {
-    return await drizzle(client, { schema }).transaction(work)
+    return await drizzle(client, { schema }).transaction(async (tx) => {
+      try {
+        return await work(tx)
+      } catch (error) {
+        // Its ROLLBACK would wait as long again for the same silent server.
+        if (isOutage(error)) release(error)
+        throw error
+      }
+    })
   } catch (error) {
-    lost = sqlStateOf(error) === undefined
+    release(error)
     throw error
   } finally {
-    // What failed for another reason than Postgres's own answer may still be waiting for one.
-    client.release(lost)
+    release()
   }
 }
 

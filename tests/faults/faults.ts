@@ -240,6 +240,23 @@ async function breakLinks(links: Rig['links']['postgres'], how: 'cut' | 'freeze'
   return Date.now()
 }
 
+/** Nothing mends them: whoever waits on them has to give up by itself. */
+const forgetPostgres: Fault = {
+  name: 'connections to Postgres silent for ever, new ones work',
+  inject: async ({ links }) => {
+    for (const link of links.postgres) link.forget()
+    return Date.now()
+  },
+}
+
+const forgetNats: Fault = {
+  name: 'connections to NATS silent for ever, new ones work',
+  inject: async ({ links }) => {
+    for (const link of [...links.apiNats, ...links.workerNats]) link.forget()
+    return Date.now()
+  },
+}
+
 const slowLinks: Fault = {
   name: 'every link 150 ms slower',
   inject: async ({ links }) => {
@@ -286,4 +303,13 @@ export const CLUSTER = [
   fillStream,
   killAll,
 ]
-export const LINKS = [cutApiNats, cutWorkerNats, cutPostgres, freezeWorkerNats, freezePostgres, slowLinks]
+export const LINKS = [
+  cutApiNats,
+  cutWorkerNats,
+  cutPostgres,
+  freezeWorkerNats,
+  freezePostgres,
+  forgetNats,
+  forgetPostgres,
+  slowLinks,
+]

@@ -8,6 +8,8 @@ export type Link = {
   cut: () => void
   /** Says nothing and carries nothing, as a cable pulled out; connections stay open. */
   freeze: () => void
+  /** As a firewall that lost its table: what is open is silent for ever, new connections work. */
+  forget: () => void
   /** Every byte arrives so much later. */
   delay: (ms: number) => void
   /** As new: what was frozen flows on. */
@@ -19,6 +21,7 @@ export async function createLink(target: { host: string; port: number }): Promis
   let state: 'whole' | 'cut' | 'frozen' = 'whole'
   let delayMs = 0
   const pairs = new Set<[Socket, Socket]>()
+  const forgotten: [Socket, Socket][] = []
 
   function carry(from: Socket, to: Socket): void {
     // Timers of one delay fire in order, so bytes do not overtake each other; a mended link first lets late ones through.
@@ -70,6 +73,11 @@ export async function createLink(target: { host: string; port: number }): Promis
       state = 'frozen'
       for (const pair of pairs) for (const socket of pair) socket.pause()
     },
+    forget: () => {
+      for (const pair of pairs) for (const socket of pair) socket.removeAllListeners('data').pause()
+      forgotten.push(...pairs)
+      pairs.clear()
+    },
     delay: (ms) => {
       delayMs = ms
     },
@@ -80,7 +88,7 @@ export async function createLink(target: { host: string; port: number }): Promis
     },
     close: () => {
       server.close()
-      for (const pair of pairs) for (const socket of pair) socket.destroy()
+      for (const pair of [...pairs, ...forgotten]) for (const socket of pair) socket.destroy()
     },
   }
 }

@@ -46,7 +46,7 @@ export const DEFAULT_LOAD = {
 }
 
 /** A run that comes to rest neither lost nor kept its events: it hangs. */
-const REST_MS_MAX = 120_000
+const REST_MS_MAX = 240_000
 /** `steadyEvents` are stored before the fault, and again after it: the state before, and that recovery lasts. */
 type FaultLoad = Partial<Omit<LoadOptions, 'run' | 'urls' | 'ledger'>> & { steadyEvents?: number }
 
@@ -74,7 +74,11 @@ export async function runFault(rig: Rig, fault: Fault, common: FaultLoad = {}): 
   if (code !== 0) throw new Error(`the load generator failed: ${generator.log()}`)
   const seconds = (performance.now() - startedAt) / 1_000
   const stoppedAt = performance.now()
-  await waitFor('everything to be acknowledged', REST_MS_MAX, async () => (await rig.depth()) === 0)
+  await waitFor('everything to be acknowledged', REST_MS_MAX, async () => (await rig.depth()) === 0).catch((error) => {
+    throw new Error(`${fault.name}: ${rig.workers.map((worker) => worker.child().log().slice(-2_000)).join('\n')}`, {
+      cause: error,
+    })
+  })
   const drainMs = performance.now() - stoppedAt
 
   const verdict = await judge(rig.databaseUrl, run, ledger, options.poisonEvery)
