@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 NODE := node_modules/.bin/node
 # The condition makes `import ... from 'millrace'` in examples/ mean this checkout's sources.
-MILLRACE := $(NODE) --conditions=millrace-source src/cli.ts
+MILLRACE := bin/millrace
 .DEFAULT_GOAL := help
 .PHONY: help install test test-faults soak check demo dev jaeger replay-dead-letters bench bench-workflows clean
 
