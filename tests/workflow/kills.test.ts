@@ -1,5 +1,5 @@
 import { type ChildProcess, fork } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { test } from 'uvu'
@@ -60,14 +60,19 @@ test('1,000 runs complete while their workers are killed at random points', asyn
   const pool = await Promise.all([spawnWorker(ledger), spawnWorker(ledger), spawnWorker(ledger)])
   const definition = ledgered(ledger)
   const handles: Handle<{ n: number }>[] = []
+  const spawning: Promise<unknown>[] = []
   for (let wave = 0; wave < 10; wave += 1) {
+    const written = statSync(ledger).size
     const started = Array.from({ length: 100 }, (_, n) => startRun(starter, definition, wave * 100 + n))
-    const victim = Math.floor(Math.random() * pool.length)
-    await pause(Math.random() * 250)
-    pool[victim]!.kill('SIGKILL')
+    // Once they are at work, at any point of it.
+    await until(() => statSync(ledger).size > written && pool.length > 0)
+    await pause(Math.random() * 100)
+    const [victim] = pool.splice(Math.floor(Math.random() * pool.length), 1)
+    victim!.kill('SIGKILL')
+    spawning.push(spawnWorker(ledger).then((worker) => pool.push(worker)))
     handles.push(...((await Promise.all(started)) as Handle<{ n: number }>[]))
-    pool[victim] = await spawnWorker(ledger)
   }
+  await Promise.all(spawning)
   const results = await Promise.all(handles.map((handle) => handle.result()))
   assert.equal(
     results.map((result) => result.n),
