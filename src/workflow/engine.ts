@@ -314,7 +314,7 @@ function work(
   parts: Parts & { worker: string; name: string; runner: ProcessRunner; leaseMs: number; sweepMs: number },
 ): () => Promise<void> {
   const { deps, pool, clock, live, limits, place, runner, worker, name, leaseMs, sweepMs } = parts
-  const { broker, onError } = deps
+  const { broker, databaseUrl, onError } = deps
   const take = (claimed: Claimed[]) => {
     const now = clock.now()
     for (const { row, recorded, wantedAt } of claimed) {
@@ -335,17 +335,19 @@ function work(
     for (const run of [...live.values()]) dropRun(run, reason)
   }
   const strays = createStrays(pool, worker)
+  // A connection of its own: no long read of histories may keep the lease from being renewed.
+  const leases = openSessions(databaseUrl, 'lease', { max: 1, pipeline: false })
   const renew = async () => {
-    if (!(await renewLease(pool, clock, worker, leaseMs))) {
+    if (!(await renewLease(leases, clock, worker, leaseMs))) {
       runner.metrics?.leaseLost(live.size)
       dropAll(new MillraceError('conflict', 'The lease is lost'))
-      await takeLease(pool, clock, worker, name, leaseMs)
+      await takeLease(leases, clock, worker, name, leaseMs)
       onError(
         new MillraceError('conflict', 'This worker was taken for dead: its runs go on elsewhere'),
         'renewing the lease',
       )
     }
-    if ((await endExpiredLeases(pool)) > 0) void dispatch.claim()
+    if ((await endExpiredLeases(leases)) > 0) void dispatch.claim()
     await clearMailboxes(pool)
     if ((await strays.giveBack((runId) => live.has(runId))) > 0) void dispatch.claim()
   }
@@ -376,6 +378,7 @@ function work(
     for (const end of unsubscribe) end()
     await dispatch.stop()
     await beating
+    await leases.end()
     dropAll(new MillraceError('unavailable', 'This worker is stopping'))
   }
 }

@@ -48,8 +48,9 @@ export function openSessions(
     application_name: `millrace ${name}`,
     options: [...PLANNER, ...BOUNDS].map((setting) => `-c ${setting}`).join(' '),
   })
-  pool.on('error', () => {
-    // An idle connection broke: the pool opens another when one is needed, and a failure then reaches its caller.
-  })
+  // A lost connection is replaced when one is needed, and a failed statement reaches its caller. The pool hears only its
+  // idle clients: one lost in the middle of a transaction would, unheard, end the process.
+  pool.on('error', () => {})
+  pool.on('connect', (client) => client.on('error', () => {}))
   return pool
 }
