@@ -59,7 +59,7 @@ export async function withLocalJaeger(config: Config): Promise<Config> {
 }
 
 /**
- * @returns the spans of a trace by start time; none when Jaeger does not know it
+ * @returns the spans of a trace by start, then by end; none when Jaeger does not know it
  * @throws MillraceError `unavailable` when no Jaeger answers there
  */
 export async function fetchSpans(queryUrl: string, traceId: string): Promise<StoredSpan[]> {
@@ -88,7 +88,8 @@ export async function fetchSpans(queryUrl: string, traceId: string): Promise<Sto
       durationUs: span.duration,
       tags: new Map(span.tags.map(({ key, value }) => [key, value])),
     }))
-    .sort((a, b) => a.startUs - b.startUs)
+    // Attempts at one event all start when JetStream stored it.
+    .sort((a, b) => a.startUs - b.startUs || a.durationUs - b.durationUs)
 }
 
 /** Jaeger tells a parent that is linked as well only as the link. */

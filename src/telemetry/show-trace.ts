@@ -33,7 +33,7 @@ export async function showTrace(
   if (rows.length === 0 && spans.length === 0)
     throw new MillraceError(
       'not_found',
-      `Postgres has no row of trace ${traceId}, and ${typeof told === 'string' ? told : 'Jaeger has no span of it'}`,
+      `Postgres has no row of trace ${traceId}, and ${typeof told === 'string' ? told : 'Jaeger has no span of it'}. Its event may wait in the stream, or be a dead letter: \`millrace dead-letters list\``,
     )
   const notes: string[] = []
   if (typeof told === 'string') notes.push(told)
