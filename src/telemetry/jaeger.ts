@@ -76,20 +76,22 @@ export async function fetchSpans(queryUrl: string, traceId: string): Promise<Sto
       cause: error,
     })
   }
-  return (answer.data[0]?.spans ?? [])
-    .map((span) => ({
-      traceId: span.traceID,
-      spanId: span.spanID,
-      parentId: parentOf(span.references.filter((ref) => ref.traceID === span.traceID)),
-      linkedTraceIds: span.references.map((ref) => ref.traceID).filter((id) => id !== span.traceID),
-      name: span.operationName,
-      service: answer.data[0]!.processes[span.processID]?.serviceName ?? '',
-      startUs: span.startTime,
-      durationUs: span.duration,
-      tags: new Map(span.tags.map(({ key, value }) => [key, value])),
-    }))
-    // Attempts at one event all start when JetStream stored it.
-    .sort((a, b) => a.startUs - b.startUs || a.durationUs - b.durationUs)
+  return (
+    (answer.data[0]?.spans ?? [])
+      .map((span) => ({
+        traceId: span.traceID,
+        spanId: span.spanID,
+        parentId: parentOf(span.references.filter((ref) => ref.traceID === span.traceID)),
+        linkedTraceIds: span.references.map((ref) => ref.traceID).filter((id) => id !== span.traceID),
+        name: span.operationName,
+        service: answer.data[0]!.processes[span.processID]?.serviceName ?? '',
+        startUs: span.startTime,
+        durationUs: span.duration,
+        tags: new Map(span.tags.map(({ key, value }) => [key, value])),
+      }))
+      // Attempts at one event all start when JetStream stored it.
+      .sort((a, b) => a.startUs - b.startUs || a.durationUs - b.durationUs)
+  )
 }
 
 /** Jaeger tells a parent that is linked as well only as the link. */
