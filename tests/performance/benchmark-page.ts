@@ -144,7 +144,7 @@ function charts({ timeline: { binS, bins, depth, uncommitted }, run }: Summary):
 export function benchmarkPage(summary: Summary, earlier: Earlier | null): string {
   const { run, checks } = summary
   const service = run.url ?? 'a service of its own (API and worker processes, fsync on)'
-  const lead = `${run.users} concurrent users for ${readable(run.seconds)} s against ${service}; ${when(run.startedAt)}. Queue latency is read from the database by the trace id of every request: batches.committed_at − events.received_at.`
+  const lead = `${run.users} concurrent users for ${readable(run.seconds)} s against ${service}; ${when(run.startedAt)}. Queue latency is read from the database by the trace id of every request: batches.committed_at − events.received_at.${busyNote(run.loadBefore)}`
   return htmlPage(
     `Millrace benchmark ${when(run.startedAt)}`,
     `<h1>Millrace benchmark</h1><p class="soft">${escapeHtml(lead)}</p>
@@ -160,7 +160,7 @@ ${tiles(headline(summary))}${charts(summary)}
       ]),
     )}
 <h2>What moved</h2>${earlierSection(earlier)}
-<h2>Where it ran</h2><p class="soft">${escapeHtml(`${run.cores} cores shared by clients, servers and service; Node ${run.node}; Postgres ${run.postgres}; nats-server ${run.nats}. The clients' own CPU time is part of API latency.${busyNote(run.loadBefore)}`)}</p>`,
+<h2>Where it ran</h2><p class="soft">${escapeHtml(`${run.cores} cores shared by clients, servers and service; Node ${run.node}; Postgres ${run.postgres}; nats-server ${run.nats}. The clients' own CPU time is part of API latency.`)}</p>`,
   )
 }
 

@@ -63,6 +63,9 @@ export type Gain = {
   factor: number
   low: number
   high: number
+  /** Whether every round alone gives the same verdict; on a busy machine they may not. */
+  agreed: boolean
+  /** Of the median. */
   verdict: 'more than expected' | 'as expected' | 'less than expected' | 'no figure was promised'
   why: string
 }
@@ -88,6 +91,7 @@ export function gainsOf({ measured }: Comparison): Gain[] {
       low: Math.min(...factors),
       high: Math.max(...factors),
       verdict: judge(expected, factor),
+      agreed: factors.every((one) => judge(expected, one) === judge(expected, factor)),
       why,
     }
   }

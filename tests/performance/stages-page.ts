@@ -38,6 +38,7 @@ const expectation = ({ expected }: Gain) =>
   expected === null ? '–' : expected[0] === expected[1] ? `${expected[0]}×` : `${expected[0]}–${expected[1]}×`
 const measure = ({ factor, low, high }: Gain) =>
   low === high ? `${readable(factor)}×` : `${readable(factor)}× (${readable(low)}–${readable(high)})`
+const verdict = ({ verdict: of, agreed }: Gain) => (agreed ? of : `${of}; rounds disagree`)
 const GAIN_HEAD = ['gain', 'expected', 'measured', '']
 
 const lead = ({ startedAt, rounds, backlog, lightEventsPerS, cores, loadBefore }: Comparison) =>
@@ -105,7 +106,13 @@ export function stagesPage(comparison: Comparison): string {
   ]
   const gains = gainsOf(comparison).map((gain) => {
     const colour = gain.verdict === 'less than expected' ? 'bad' : gain.expected === null ? 'soft' : 'good'
-    return [gain.says, expectation(gain), measure(gain), `<span class="${colour}">${gain.verdict}</span>`, gain.why]
+    return [
+      gain.says,
+      expectation(gain),
+      measure(gain),
+      `<span class="${colour}">${gain.verdict}</span>${gain.agreed ? '' : '<br><small class="soft">rounds disagree</small>'}`,
+      gain.why,
+    ]
   })
   const figures = stageRows(comparison).map(([name, ...cells], index) => [
     `<span>${name}<br><small class="soft">${escapeHtml(STAGES[index]!.says)}</small></span>`,
@@ -128,6 +135,6 @@ export const stagesText = (comparison: Comparison): string =>
     textTable(STAGE_HEAD, stageRows(comparison)),
     textTable(
       GAIN_HEAD,
-      gainsOf(comparison).map((gain) => [gain.says, expectation(gain), measure(gain), gain.verdict]),
+      gainsOf(comparison).map((gain) => [gain.says, expectation(gain), measure(gain), verdict(gain)]),
     ),
   ].join('\n\n')

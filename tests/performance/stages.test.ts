@@ -77,6 +77,8 @@ test('a gain is the median of its rounds, judged against what was expected', () 
   }
   assert.is(judged(900, 200, 400).factor, 4)
   assert.is(judged(900, 200, 400).verdict, 'as expected')
+  assert.is(judged(900, 200, 400).agreed, false)
+  assert.is(judged(300, 400).agreed, true)
   assert.is(judged(200).verdict, 'less than expected')
   assert.is(judged(290).verdict, 'as expected', 'within five per cent')
   assert.is(judged(700).verdict, 'more than expected')

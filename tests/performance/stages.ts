@@ -30,7 +30,7 @@ const lightSeconds = positive('BENCHMARK_LIGHT_SECONDS', 3)
 const drainSeconds = positive('BENCHMARK_DRAIN_SECONDS', 4)
 const reports = process.env.BENCHMARK_REPORTS ?? fileURLToPath(new URL('../reports', import.meta.url))
 
-/** Well below what one worker with batches of one commits, so that no stage queues. */
+/** Below what one worker with batches of one commits on a machine that has nothing else to do, so that no stage queues. */
 const LIGHT_EVENTS_PER_S = 100
 const CURVE_MS = 50
 
