@@ -26,6 +26,7 @@ const NOTHING: Wakes = { queues: [], runs: [] }
  */
 export async function matchEvents(tx: Transaction, inserted: InsertedEvent[]): Promise<Wakes> {
   if (inserted.length === 0) return NOTHING
+  if (inserted.length === 0) return NOTHING
   // Holds the rows until the end of the transaction: who adds one waits for us (listen.ts).
   const { rows: listeners } = await tx.execute<{ type: string }>(sql`select type from workflow_listeners for key share`)
   if (listeners.length === 0) return NOTHING

@@ -133,7 +133,7 @@ function failed(run: LiveRun, step: Step, error: unknown, options: StepOptions, 
   const retry = options.retry ?? {}
   const final =
     (error as { [NON_RETRYABLE]?: boolean } | null)?.[NON_RETRYABLE] === true || retry.unless?.(error) === true
-  const waitMs = final || run.cancelling ? null : backoffMs(retry, step.attempt)
+  const waitMs = final ? null : backoffMs(retry, step.attempt)
   if (waitMs === null) {
     writeResult(run, step, { error: encodeError(error) })
     return

@@ -191,6 +191,29 @@ test('a cancelled run cleans up, undoes newest first, and cancels its children',
   assert.is(await handle.cancel(), false)
 })
 
+test('cleanup steps of a cancelled run are tried again like others', async () => {
+  let tries = 0
+  const stubborn = workflow('stubborn', async (run) => {
+    try {
+      await run.sleep('1h')
+    } finally {
+      await run.step(
+        'clean',
+        () => {
+          tries += 1
+          if (tries < 3) throw new Error('not yet')
+        },
+        { retry: { first: 1 } },
+      )
+    }
+  })
+  const engine = await engines.start([stubborn])
+  const handle = await startRun(engine, stubborn, null)
+  await handle.cancel()
+  assert.is(await codeOf(handle.result()), 'cancelled')
+  assert.is(tries, 3)
+})
+
 test('a parent hears of a child that was ended from outside, begun or not', async () => {
   const naps = workflow('child-naps', { queue: 'elsewhere' }, async (run) => run.sleep('1h'))
   const parent = workflow('parent', async (run) => {
