@@ -2,6 +2,7 @@
 
 import { setTimeout as pause } from 'node:timers/promises'
 import pg from 'pg'
+import { createRandom, type Random } from './hostile-requests.ts'
 import { LOCK } from './oracle.ts'
 import type { Rig } from './rig.ts'
 import type { Fault } from './run-fault.ts'
@@ -171,6 +172,48 @@ async function post(url: string, event: object): Promise<number> {
   return answer.status
 }
 
+const HAUNTINGS = 5
+const SEED = 20_250_801
+
+/** Every part has its own ghost, so that faults overlap in ways that nobody thought of. */
+const chaos: Fault = {
+  name: 'random kills and pauses of every part, overlapping',
+  inject: async ({ apis, workers, nats, postgres }) => {
+    const services = [...apis, ...workers].map((service) => ({
+      ...service,
+      pause: () => service.signal('SIGSTOP'),
+      resume: () => service.signal('SIGCONT'),
+    }))
+    await Promise.all([...services, ...nats, postgres].map((part, i) => haunt(part, createRandom(SEED + i))))
+    return Date.now()
+  },
+}
+
+async function haunt(part: Part & { pause: () => void; resume: () => void }, random: Random): Promise<void> {
+  for (let i = 0; i < HAUNTINGS; i++) {
+    await pause(random.below(4_000))
+    if (random.below(2) === 0) {
+      part.pause()
+      await pause(random.below(6_000))
+      part.resume()
+    } else {
+      await part.kill()
+      await pause(random.below(2_000))
+      await startWhenPossible(part)
+    }
+  }
+}
+
+/** As a supervisor does: a process that finds NATS or Postgres away ends, and is started again. */
+async function startWhenPossible(part: Part): Promise<void> {
+  await waitFor('a part to start again', 120_000, () =>
+    part.start().then(
+      () => true,
+      () => false,
+    ),
+  )
+}
+
 const fillStream: Fault = {
   name: 'the stream full, its workers paused',
   load: { fillerBytes: 8_000 },
@@ -289,6 +332,7 @@ export const SINGLE = [
   pausePostgres,
   fillStream,
   killAll,
+  chaos,
 ]
 export const CLUSTER = [
   killLeader,
@@ -302,6 +346,7 @@ export const CLUSTER = [
   pausePostgres,
   fillStream,
   killAll,
+  chaos,
 ]
 export const LINKS = [
   cutApiNats,
