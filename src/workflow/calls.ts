@@ -12,7 +12,7 @@ import { MillraceError } from '../errors.ts'
 import { dropRun, finish, stir, stopStuck } from './ending.ts'
 import type { JournalEntry, Reply } from './journal.ts'
 import type { StepRow } from './journal-sql.ts'
-import { CANCEL_POS, type Call, type LiveRun, type Recorded, type Result } from './live.ts'
+import { CANCEL_POS, type Call, type LiveRun, openChildren, type Recorded, type Result } from './live.ts'
 import { asRead, decodeError, encodeError } from './values.ts'
 
 /** Takes the next position for a call and checks it against the journal. */
@@ -144,7 +144,7 @@ export function writeEntry(run: LiveRun, entry: Partial<JournalEntry>, then: (re
 function deliver(run: LiveRun): void {
   if (run.turning || run.over) return
   let result = run.results[run.delivered]
-  while (result !== undefined && (result.void === true || run.dropped.has(result.pos))) {
+  while (result !== undefined && (result.void === true || run.dropped?.has(result.pos) === true)) {
     run.delivered += 1
     result = run.results[run.delivered]
   }
@@ -183,14 +183,14 @@ function deliverCancel(run: LiveRun, result: Result): void {
   run.delivered += 1
   run.now = result.at
   const open = [...run.calls.values()]
-  for (const { pos } of open) run.dropped.add(pos)
+  run.dropped = new Set(open.map((call) => call.pos))
   run.calls.clear()
-  run.expecting.clear()
+  run.outside?.expecting.clear()
   stir(run)
   startTurn(run)
   run.controller?.abort(result.error)
   run.controller = null
-  run.runner.cancelChildren([...run.children.values()])
+  run.runner.cancelChildren(openChildren(run))
   for (const call of open) call.settle({ ...result, pos: call.pos })
 }
 

@@ -131,11 +131,12 @@ function writeState(run: LiveRun): void {
 }
 
 function callPatched(run: LiveRun, id: string): Promise<boolean> {
-  const known = run.patches.get(id)
+  const known = run.patches?.get(id)
   if (known !== undefined) return Promise.resolve(known)
   const recorded = run.history.get(run.nextPos)
   const marked = recorded?.kind === 'patch' && recorded.name === id
   const past = !marked && [...run.history.values()].some((line) => line.pos >= run.nextPos)
+  run.patches ??= new Map()
   run.patches.set(id, !past)
   if (past) return Promise.resolve(false)
   const { pos } = openCall(run, 'patch', id)

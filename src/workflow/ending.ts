@@ -4,7 +4,7 @@ import { MillraceError } from '../errors.ts'
 import type { DeadRun } from './dead-runs.ts'
 import type { JournalEntry } from './journal.ts'
 import type { FinishRow } from './journal-sql.ts'
-import type { LiveRun, Recorded, RunEnd, RunRow } from './live.ts'
+import { type LiveRun, openChildren, type Recorded, type RunEnd, type RunRow } from './live.ts'
 import { endRunSpan } from './trace.ts'
 import { encodeError } from './values.ts'
 
@@ -14,7 +14,7 @@ export function finish(run: LiveRun, end: RunEnd): void {
   stir(run)
   clearTimeout(run.deadlineTimer)
   endRunSpan(run.span, end.kind)
-  if (end.kind !== 'stuck') run.runner.cancelChildren([...run.children.values()])
+  if (end.kind !== 'stuck') run.runner.cancelChildren(openChildren(run))
   run.controller?.abort(new MillraceError('conflict', 'The run has ended'))
   const row: FinishRow = {
     runId: run.row.runId,
@@ -36,9 +36,7 @@ export function finish(run: LiveRun, end: RunEnd): void {
     ...(wakesParent ? { wake: run.row.parentId! } : {}),
     ...(end.kind === 'continued' ? { starts: [end.next], move: { from: run.row.runId, to: end.next.runId } } : {}),
     ...(end.kind === 'failed' ? { letter: letterOf(run.row, end.error) } : {}),
-    ...(end.kind !== 'stuck' && (run.row.wakes > 0 || run.mailTaken.size > 0 || run.expecting.size > 0)
-      ? { forget: run.row.runId }
-      : {}),
+    ...(end.kind !== 'stuck' && (run.row.wakes > 0 || run.outside !== null) ? { forget: run.row.runId } : {}),
     settle: (outcome) => {
       // A letter that cannot be written must not keep the run from ending.
       if (outcome.kind === 'failed' && entry.letter !== undefined && outcome.error.code !== 'unavailable') {

@@ -10,7 +10,7 @@ import { awaitResult, cancelRun, openCall, rest, writeEntry, writeResult } from 
 import type { Workflow } from './define.ts'
 import { type Duration, milliseconds } from './durations.ts'
 import { type KeyOf, keyPath } from './key-path.ts'
-import type { Arrival, LiveRun, Signal } from './live.ts'
+import { type Arrival, type LiveRun, openChildren, outsideOf, type Signal } from './live.ts'
 import { newRun, type StartOptions } from './start.ts'
 import { traceparentOf } from './trace.ts'
 import { decode } from './values.ts'
@@ -58,7 +58,7 @@ const NEWS = `
 
 /** Looks what came in for these runs and hands it to their calls. */
 export async function readNews(pool: pg.Pool, runs: LiveRun[]): Promise<void> {
-  const children = runs.flatMap((run) => [...run.children.values()])
+  const children = runs.flatMap(openChildren)
   const { rows } = await pool.query({
     name: 'millrace_news',
     text: NEWS,
@@ -74,8 +74,8 @@ export async function readNews(pool: pg.Pool, runs: LiveRun[]): Promise<void> {
         if (status === 'true') cancelRun(run, 'cancelled')
         break
       case 'signal':
-        if (run.signalsSeen.has(ref)) break
-        run.signalsSeen.add(ref)
+        if (outsideOf(run).signalsSeen.has(ref)) break
+        outsideOf(run).signalsSeen.add(ref)
         arriveSignal(run, status, { seq: ref, payload: output })
         break
       default:
@@ -90,31 +90,31 @@ export async function readNews(pool: pg.Pool, runs: LiveRun[]): Promise<void> {
 
 /** To the call that expects it, or kept until the code gets there: a replay may be under way. */
 function arrive(run: LiveRun, key: string, arrival: Arrival): void {
-  const expecting = run.expecting.get(key)
-  if (expecting === undefined) run.arrivals.set(key, arrival)
+  const expecting = outsideOf(run).expecting.get(key)
+  if (expecting === undefined) outsideOf(run).arrivals.set(key, arrival)
   else {
-    run.expecting.delete(key)
+    outsideOf(run).expecting.delete(key)
     expecting(arrival)
   }
 }
 
 function expect(run: LiveRun, key: string, take: (arrival: Arrival) => void): void {
-  const arrival = run.arrivals.get(key)
+  const arrival = outsideOf(run).arrivals.get(key)
   if (arrival === undefined) {
-    run.expecting.set(key, take)
+    outsideOf(run).expecting.set(key, take)
     return
   }
-  run.arrivals.delete(key)
+  outsideOf(run).arrivals.delete(key)
   take(arrival)
 }
 
 function arriveSignal(run: LiveRun, name: string, signal: Signal): void {
-  const waiting = run.signalCalls.get(name)?.shift()
+  const waiting = outsideOf(run).signalCalls.get(name)?.shift()
   if (waiting !== undefined) waiting(signal)
   else {
-    const kept = run.signals.get(name)
+    const kept = outsideOf(run).signals.get(name)
     if (kept) kept.push(signal)
-    else run.signals.set(name, [signal])
+    else outsideOf(run).signals.set(name, [signal])
   }
 }
 
@@ -130,13 +130,13 @@ export function callSignal(run: LiveRun, name: string, timeout: Duration | undef
       { value: decode(payload), output: payload },
       { taken: { runId, waitPos: null, signalSeq: seq } },
     )
-  const kept = run.signals.get(name)?.shift()
+  const kept = outsideOf(run).signals.get(name)?.shift()
   if (kept !== undefined) take(kept)
   else {
-    const calls = run.signalCalls.get(name)
+    const calls = outsideOf(run).signalCalls.get(name)
     const open = (signal: Signal) => (run.calls.has(call.pos) ? take(signal) : arriveSignal(run, name, signal))
     if (calls) calls.push(open)
-    else run.signalCalls.set(name, [open])
+    else outsideOf(run).signalCalls.set(name, [open])
   }
   return result
 }
@@ -162,13 +162,13 @@ export async function callWait(run: LiveRun, type: string, options: WaitOptions)
     )
     if (recorded === undefined) {
       const sinceMs = run.row.createdAt - milliseconds(options.lookback ?? 0)
-      const after = run.mailTaken.get(box) ?? 0
+      const after = outsideOf(run).mailTaken.get(box) ?? 0
       void listenThenWait(run, call.pos, { type, path, key, sinceMs, after }, call)
     }
   }
   const taken = (await result) as { mail: number; event: WorkflowEvent } | null
   if (taken === null) return null
-  run.mailTaken.set(box, taken.mail)
+  outsideOf(run).mailTaken.set(box, taken.mail)
   return taken.event
 }
 
@@ -208,7 +208,7 @@ function openWait(run: LiveRun, kind: 'event' | 'signal', name: string, timeout:
   const dueAt = recorded === undefined ? until : recorded.ord === null ? recorded.dueAt : null
   const call: WaitCall = { pos, kind, name, attempt: 1, ms: null, dueAt }
   const due = () => {
-    run.expecting.delete(`event/${pos}`)
+    outsideOf(run).expecting.delete(`event/${pos}`)
     const taken = { runId: run.row.runId, waitPos: pos, signalSeq: null }
     writeResult(run, call, { value: null, output: 'null' }, { taken })
   }
@@ -232,9 +232,9 @@ export function callChild(run: LiveRun, workflow: Workflow, input: unknown, opti
   const result = awaitResult(run, call)
   if (run.over || (recorded !== undefined && recorded.ord !== null)) return result
   const childId = recorded === undefined ? started.runId : (JSON.parse(recorded.output!) as string)
-  run.children.set(pos, childId)
+  outsideOf(run).children.set(pos, childId)
   expect(run, `child/${childId}`, ({ status, output, error }) => {
-    run.children.delete(pos)
+    outsideOf(run).children.delete(pos)
     if (status === 'completed') writeResult(run, call, { value: decode(output), output })
     else writeResult(run, call, { error: childError(workflow.name, childId, status, error) })
   })

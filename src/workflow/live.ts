@@ -102,6 +102,20 @@ export type Signal = { seq: string; payload: string | null }
 /** An event for a wait, or the end of a child. */
 export type Arrival = { status: string; output: string | null; error: string | null }
 
+export type Outside = {
+  /** What came from outside and no call has taken yet. */
+  signals: Map<string, Signal[]>
+  signalsSeen: Set<string>
+  signalCalls: Map<string, ((signal: Signal) => void)[]>
+  arrivals: Map<string, Arrival>
+  /** By what key an arrival finds its call. */
+  expecting: Map<string, (arrival: Arrival) => void>
+  /** Open children by position, to be cancelled with the run. */
+  children: Map<number, string>
+  /** Number of the last event taken from a mailbox. */
+  mailTaken: Map<string, number>
+}
+
 export type LiveRun = {
   runner: Runner
   row: RunRow
@@ -128,28 +142,35 @@ export type LiveRun = {
   /** A cancellation has been asked for, or is in the journal. */
   cancelling: boolean
   /** Calls that the cancellation has ended; what they still come to is dropped. */
-  dropped: Set<number>
+  dropped: Set<number> | null
   /** Claimed, and what came in before that is not read yet: it must not rest. */
   unread: boolean
-  /** What came from outside and no call has taken yet. */
-  signals: Map<string, Signal[]>
-  signalsSeen: Set<string>
-  signalCalls: Map<string, ((signal: Signal) => void)[]>
-  arrivals: Map<string, Arrival>
-  /** By what key an arrival finds its call. */
-  expecting: Map<string, (arrival: Arrival) => void>
-  /** Open children by position, to be cancelled with the run. */
-  children: Map<number, string>
-  /** Number of the last event taken from a mailbox. */
-  mailTaken: Map<string, number>
+  /** Made when first needed: most runs hear nothing from outside. */
+  outside: Outside | null
   /** Newest first. */
   compensations: { name: string; undo: () => Promise<void> }[]
   /** Results that a replay gives again. */
   replayed: number
   /** What the run shows (setState): the last one set, and whether the row has it. */
   shown: { state: string | null; unwritten: boolean; writing: boolean }
-  patches: Map<string, boolean>
+  patches: Map<string, boolean> | null
   deadlineTimer: NodeJS.Timeout | undefined
   controller: AbortController | null
   span: Span | null
 }
+
+export function outsideOf(run: LiveRun): Outside {
+  run.outside ??= {
+    signals: new Map(),
+    signalsSeen: new Set(),
+    signalCalls: new Map(),
+    arrivals: new Map(),
+    expecting: new Map(),
+    children: new Map(),
+    mailTaken: new Map(),
+  }
+  return run.outside
+}
+
+/** Children that have not ended, as far as the run knows. */
+export const openChildren = (run: LiveRun): string[] => (run.outside === null ? [] : [...run.outside.children.values()])
