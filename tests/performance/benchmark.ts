@@ -47,11 +47,12 @@ async function readDepth({ jsm }: Broker): Promise<Omit<DepthSample, 'atS'>> {
   return { waiting: num_pending, unacknowledged: num_ack_pending }
 }
 
-/** Samples until the signal; times are s since 1970. */
+/** Samples until the signal; times are s since 1970. A server too busy to answer in time leaves a gap. */
 async function sampleDepth(broker: Broker, signal: AbortSignal): Promise<DepthSample[]> {
   const samples: DepthSample[] = []
   while (!signal.aborted) {
-    samples.push({ atS: Date.now() / 1_000, ...(await readDepth(broker)) })
+    const depth = await readDepth(broker).catch(() => undefined)
+    if (depth !== undefined) samples.push({ atS: Date.now() / 1_000, ...depth })
     await pause(SAMPLE_MS, undefined, { signal }).catch(() => {})
   }
   return samples
