@@ -133,6 +133,8 @@ const stopWhileAway: Fault = {
 /** Its transaction holds the keys of its batch, and the batch is redelivered to a worker that waits for them. */
 const pauseBeforeCommit: Fault = {
   name: 'a worker paused between INSERT and COMMIT',
+  // A poison event in the same batch would make the transaction fail before the pause.
+  load: { poisonEvery: 0 },
   inject: async ({ apis, workers, databaseUrl }) => {
     const client = new pg.Client({ connectionString: databaseUrl })
     await client.connect()
