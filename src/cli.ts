@@ -8,6 +8,7 @@ import { resolve } from 'node:path'
 import { Command } from 'commander'
 import { deadLettersCommand } from './commands/dead-letters.ts'
 import { operatorConfig } from './commands/operator-config.ts'
+import { schedulesCommand } from './commands/schedules.ts'
 import { workflowsCommand } from './commands/workflows.ts'
 import { configTable, loadConfig } from './config.ts'
 import { connectDatabase, isOutage } from './db/connect.ts'
@@ -66,6 +67,7 @@ program
 
 program.addCommand(deadLettersCommand())
 program.addCommand(workflowsCommand())
+program.addCommand(schedulesCommand())
 
 program.parseAsync().catch((error) => {
   console.error(

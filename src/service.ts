@@ -23,6 +23,8 @@ import { codeOf, type Workflow } from './workflow/define.ts'
 import { startEngine } from './workflow/engine.ts'
 import { loadWorkflows } from './workflow/load.ts'
 import { queueRoutes } from './workflow/queue-routes.ts'
+import { scheduleRoutes } from './workflow/schedule-routes.ts'
+import { watchSchedules } from './workflow/schedules.ts'
 
 /** Serves the HTTP API until the signal. */
 export async function serveApi(config: Config, signal: AbortSignal): Promise<void> {
@@ -81,6 +83,7 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
   const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config, [
     workflowRoutes(engine, config),
     queueRoutes(engine, config),
+    scheduleRoutes(engine, config),
   ])
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
@@ -114,9 +117,10 @@ async function runWorker(
   const deps = { db: database.db, broker, jobs, log, telemetry }
   const server = port === undefined ? undefined : await startWorkerServer(deps, { HOST: config.HOST, PORT: port })
   const engine = await openEngine(config, { database, ...deps }, workflows)
+  const stopSchedules = await watchSchedules(engine)
   log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port, workflows: workflows.map(codeOf) }, 'pulling')
   signal.addEventListener('abort', () => log.info('stopping'), { once: true })
-  await Promise.all([consume(deps, config, signal), aborted(signal).then(engine.stop)])
+  await Promise.all([consume(deps, config, signal), aborted(signal).then(stopSchedules).then(engine.stop)])
   await server?.close()
   await jobs.stop()
   await broker.close()

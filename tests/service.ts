@@ -12,6 +12,7 @@ import { workflowRoutes } from '../src/workflow/api.ts'
 import type { Workflow } from '../src/workflow/define.ts'
 import { startEngine } from '../src/workflow/engine.ts'
 import { queueRoutes } from '../src/workflow/queue-routes.ts'
+import { scheduleRoutes } from '../src/workflow/schedule-routes.ts'
 import type { Servers } from './servers.ts'
 
 export type Service = Awaited<ReturnType<typeof startService>>
@@ -39,6 +40,7 @@ export async function startService(servers: Servers, over: Partial<Config> = {},
   const server = await startApi({ db, broker, jobs, publisher, log, telemetry }, config, [
     workflowRoutes(engine, config),
     queueRoutes(engine, config),
+    scheduleRoutes(engine, config),
   ])
   const stopping = new AbortController()
   const working = consume({ db, broker, jobs, log, telemetry }, config, stopping.signal)

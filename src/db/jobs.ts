@@ -2,13 +2,15 @@
 
 import { sql } from 'drizzle-orm'
 import type pg from 'pg'
-import { type Db, fromDrizzle, PgBoss } from 'pg-boss'
+import { type Db, fromDrizzle, PgBoss, type Queue } from 'pg-boss'
 import type { Transaction } from './connect.ts'
 
 export const FAILED_BATCHES = 'failed-batches'
 export const DEAD_LETTERS = 'dead-letters'
 /** Workflow runs that failed, with their history; the job's id is the run's. */
 export const DEAD_RUNS = 'dead-runs'
+/** One waiting job for each schedule of workflows: it rings at the schedule's next time. */
+export const SCHEDULE_RINGS = 'schedule-rings'
 
 const YEAR_SECONDS = 365 * 24 * 3600
 
@@ -16,10 +18,19 @@ const YEAR_SECONDS = 365 * 24 * 3600
  * pg-boss keeps queued jobs 14 days by default; a dead letter stays until someone replays or discards it. Ten years is
  * the longest it allows in practice, and finished ones stay a year to answer "what became of it".
  */
-const QUEUES = [
+const QUEUES: Queue[] = [
   { name: FAILED_BATCHES, retentionSeconds: YEAR_SECONDS, deleteAfterSeconds: 30 * 24 * 3600, retryLimit: 0 },
   { name: DEAD_LETTERS, retentionSeconds: 10 * YEAR_SECONDS, deleteAfterSeconds: YEAR_SECONDS, retryLimit: 0 },
   { name: DEAD_RUNS, retentionSeconds: 10 * YEAR_SECONDS, deleteAfterSeconds: YEAR_SECONDS, retryLimit: 0 },
+  {
+    name: SCHEDULE_RINGS,
+    policy: 'short',
+    retentionSeconds: 10 * YEAR_SECONDS,
+    deleteAfterSeconds: 3600,
+    expireInSeconds: 60,
+    retryLimit: 100,
+    retryDelay: 2,
+  },
 ]
 
 /**
