@@ -5,8 +5,8 @@ import { describeBody, describeParameters, describeResponses, type Parameters } 
 export const duration = {
   description: "milliseconds, or text such as '30s', '1h30m' or '3d'",
   oneOf: [
-    { type: 'number', minimum: 0 },
-    { type: 'string', minLength: 1, maxLength: 100 },
+    { type: 'number', minimum: 0, maximum: 1e13 },
+    { type: 'string', maxLength: 50, pattern: '^([0-9]{1,6}(\\.[0-9]{1,3})?(ms|s|m|h|d|w) ?)+$' },
   ],
 }
 export const name = { type: 'string', pattern: '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$' }
@@ -87,7 +87,7 @@ export const listParameters: Parameters = {
     description: 'with all these attributes, such as tenant:acme,attempt:2',
     schema: {
       type: 'string',
-      maxLength: 4096,
+      maxLength: 512,
       pattern: '^[^:,\\u0000]{1,128}:[^,\\u0000]*(,[^:,\\u0000]{1,128}:[^,\\u0000]*)*$',
     },
   },

@@ -28,13 +28,20 @@ import {
 const specBody = {
   type: 'object',
   required: ['workflow'],
+  oneOf: [{ required: ['cron'] }, { required: ['every'] }],
   properties: {
     workflow: name,
     version: { type: 'string', maxLength: 128, description: 'of the code; default: the newest at each start' },
     input: { description: 'what each run is given' },
     options: { type: 'object', properties: runOptions, additionalProperties: false },
     cron: { type: 'string', maxLength: 500, description: 'five fields, or an RFC 5545 rule' },
-    every: { ...duration, description: `instead of cron: ${duration.description}` },
+    every: {
+      description: 'instead of cron: milliseconds, 1,000 at least, or text such as 15m',
+      oneOf: [
+        { type: 'number', minimum: 1_000, maximum: 1e13 },
+        { type: 'string', maxLength: 50, pattern: '^([1-9][0-9]{0,5}(s|m|h|d|w))+$' },
+      ],
+    },
     timezone: { type: 'string', maxLength: 64, description: 'of the cron expression, such as Europe/Berlin' },
     overlap: { enum: ['skip', 'buffer', 'allow', 'cancel', 'terminate'] },
     catchUp: { ...duration, description: 'how late a time may still start its run' },
