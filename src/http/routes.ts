@@ -57,6 +57,10 @@ addFormats.default(strictAjv)
 export function bodyReader<T extends object>(schema: SchemaObject): (body: unknown) => T {
   const isValid = strictAjv.compile<T>(schema)
   const known = Object.keys(schema.properties ?? {}).join(', ')
+  const meaning = (pointer: string) => {
+    const description = schema.properties?.[pointer.split('/')[1] ?? '']?.description
+    return description === undefined ? '' : ` (${description})`
+  }
   return (body) => {
     if (isValid(body)) return body
     const { keyword, instancePath, params, message } = isValid.errors![0]!
@@ -64,7 +68,7 @@ export function bodyReader<T extends object>(schema: SchemaObject): (body: unkno
       'invalid_request',
       keyword === 'additionalProperties'
         ? `There is no '${params.additionalProperty}' in this body; known: ${known}`
-        : `The body${instancePath === '' ? '' : ` at ${instancePath}`} ${message}`,
+        : `The body${instancePath === '' ? '' : ` at ${instancePath}`} ${message}${meaning(instancePath)}`,
     )
   }
 }
