@@ -34,7 +34,7 @@ export function createRandom(seed: number): Random {
 let serial = 0
 
 /** An event that could be stored; the oracle knows its payload by its id. */
-export function goodEvent(kind: string): { id: string; source: string; type: string; data: object } {
+function goodEvent(kind: string): { id: string; source: string; type: string; data: object } {
   const id = `${kind}-${serial++}`
   return { id, source: 'hostile', type: 'fault.good', data: { check: createHash('md5').update(id).digest('hex') } }
 }

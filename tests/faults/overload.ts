@@ -29,7 +29,7 @@ const DEPTH_SECONDS_MAX = 3
 const ACCEPTED_P99_MS_MAX = 5_000
 /** Over what each process held before; buffers fill and the collector takes its time, but nothing may pile up. */
 const MEMORY_GROWTH_MB_MAX = 150
-const RECOVERY_MS_MAX = 10_000
+const RECOVERY_MS_MAX = 20_000
 
 /** One worker of fixed batches, so that the limit is the commit and the machine still has room for the load. */
 const NARROW = {
