@@ -208,4 +208,15 @@ test('an ingested event starts a run once per key, and another wakes it', async 
   assert.is(all.runs.length, 1)
 })
 
+test('runs, steps and the time until a start are counted', async () => {
+  const { body } = await service.get('/metrics')
+  for (const sample of [
+    /^millrace_workflow_runs_ended_total\{status="completed"\} [1-9]/m,
+    /^millrace_workflow_runs_ended_total\{status="failed"\} [1-9]/m,
+    /^millrace_workflow_step_attempts_total\{outcome="[a-z]+"\} [1-9]/m,
+    /^millrace_workflow_schedule_to_start_seconds_count\S* [1-9]/m,
+  ])
+    assert.match(body, sample)
+})
+
 test.run()
