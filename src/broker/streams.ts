@@ -11,9 +11,18 @@ export const SUBJECT_PREFIX = 'events.'
 
 /** `events.<type>`; what NATS does not allow in a subject becomes `_`. The true type travels in the message. */
 export function subjectOf(type: string): string {
+  const known = subjects.get(type)
+  if (known !== undefined) return known
   const tokens = type.split('.').map((token) => token.replace(/[\s*>\x00-\x1f\x7f]/g, '_') || '_')
-  return `${SUBJECT_PREFIX}${tokens.join('.')}`
+  const subject = `${SUBJECT_PREFIX}${tokens.join('.')}`
+  if (subjects.size >= SUBJECTS_MAX) subjects.clear()
+  subjects.set(type, subject)
+  return subject
 }
+
+/** Types are few; a client that makes up new ones must not fill the memory. */
+const SUBJECTS_MAX = 1_000
+const subjects = new Map<string, string>()
 
 /**
  * All workers of all processes share the consumer, so the server's bound is for a fleet; each worker keeps to

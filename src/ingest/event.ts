@@ -1,7 +1,8 @@
 /** An event on its way: how its message on the stream is written and read. */
 
-import { headers, type Msg, type MsgHdrs } from 'nats'
+import type { Msg } from 'nats'
 import { deliveryInfo, headerBlock, headerOf } from '../broker/delivery.ts'
+import { MillraceError } from '../errors.ts'
 
 /**
  * Identity, arrival and trace travel as headers, so that workers sort, drop duplicates and measure without parsing a
@@ -57,15 +58,19 @@ export type ReceivedEvent = {
   unreadable: string
 }
 
-export function encodeHeaders(event: OutgoingEvent): MsgHdrs {
-  const out = headers()
-  out.set(HEADER.traceparent, event.traceparent)
-  out.set(HEADER.id, event.id)
-  out.set(HEADER.source, event.source)
-  out.set(HEADER.received, String(event.receivedMs))
-  if (event.commitReply !== '') out.set(HEADER.commitReply, event.commitReply)
-  return out
+/**
+ * The header lines of an event.
+ * @throws MillraceError `invalid_event` where a value would break out of its line
+ */
+export function headerLines(event: OutgoingEvent): string {
+  const { traceparent, id, source, receivedMs, commitReply } = event
+  if (LINE_END.test(id) || LINE_END.test(source) || LINE_END.test(traceparent))
+    throw new MillraceError('invalid_event', 'id, source and traceparent travel as headers and hold no line end')
+  const reply = commitReply === '' ? '' : `\r\n${HEADER.commitReply}: ${commitReply}`
+  return `\r\n${HEADER.traceparent}: ${traceparent}\r\n${HEADER.id}: ${id}\r\n${HEADER.source}: ${source}\r\n${HEADER.received}: ${receivedMs}${reply}`
 }
+
+const LINE_END = /[\r\n]/
 
 const utf8 = new TextDecoder('utf-8', { fatal: true })
 

@@ -8,11 +8,12 @@
 
 import { type Msg, type NatsConnection, nuid, RequestError, TimeoutError } from 'nats'
 import type { Broker } from '../broker/connect.ts'
+import { headersFrom } from '../broker/delivery.ts'
 import { subjectOf } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
-import { encodeHeaders, type OutgoingEvent } from './event.ts'
+import { headerLines, type OutgoingEvent } from './event.ts'
 
 /** The server's own limit (ADR-50). */
 export const BATCH_MESSAGES_MAX = 1_000
@@ -142,26 +143,25 @@ async function storeBatch({ nc }: Broker, events: OutgoingEvent[], timeoutMs: nu
 
 /** The commit comes with the last message, and the server answers it alone. */
 async function sendBatch(nc: NatsConnection, events: OutgoingEvent[], timeoutMs: number): Promise<Msg> {
-  const batchId = nuid.next()
   const last = events.length - 1
+  const batchId = nuid.next()
+  const partOf = (n: number) => `\r\nNats-Batch-Id: ${batchId}\r\nNats-Batch-Sequence: ${n}`
+  const final = events[last]!
+  // All of them before any is sent: an event that cannot be written must not leave half a batch behind.
+  const lines = events.map(headerLines)
   for (let i = 0; i < last; i++) {
     const event = events[i]!
-    const headers = encodeHeaders(event)
-    headers.set('Nats-Batch-Id', batchId)
-    headers.set('Nats-Batch-Sequence', String(i + 1))
-    nc.publish(subjectOf(event.type), event.payload, { headers })
+    nc.publish(subjectOf(event.type), Buffer.from(event.payload), { headers: headersFrom(lines[i]! + partOf(i + 1)) })
   }
-  const event = events[last]!
-  const headers = encodeHeaders(event)
-  if (last > 0) {
-    headers.set('Nats-Batch-Id', batchId)
-    headers.set('Nats-Batch-Sequence', String(last + 1))
-    headers.set('Nats-Batch-Commit', '1')
-  }
-  return nc.request(subjectOf(event.type), event.payload, { headers, timeout: timeoutMs })
+  const commit = last === 0 ? '' : `${partOf(last + 1)}\r\nNats-Batch-Commit: 1`
+  return nc.request(subjectOf(final.type), Buffer.from(final.payload), {
+    headers: headersFrom(lines[last]! + commit),
+    timeout: timeoutMs,
+  })
 }
 
 function publishFailure(error: unknown, timeoutMs: number): MillraceError {
+  if (error instanceof MillraceError) return error
   if (error instanceof RequestError && error.isNoResponders())
     return new MillraceError('unavailable', 'JetStream is away; retry with the same event ids', { cause: error })
   if (error instanceof TimeoutError)
