@@ -7,10 +7,11 @@ import { loadConfig } from '../src/config.ts'
 import { connectDatabase } from '../src/db/connect.ts'
 import type { ReceivedEvent } from '../src/ingest/event.ts'
 import { insertBatch } from '../src/ingest/insert.ts'
-import { sampleEvent } from './sample.ts'
+import { sampleEvent, sampleTraceparents } from './sample.ts'
 
 const { run, seconds } = JSON.parse(process.argv[2]!) as { run: string; seconds: number }
 const { db, close } = connectDatabase(loadConfig())
+const traceparentOf = sampleTraceparents()
 let next = 0
 
 function batch(): ReceivedEvent[] {
@@ -25,7 +26,7 @@ function batch(): ReceivedEvent[] {
       publishedMs: Date.now(),
       seq: n + 1,
       deliveries: 1,
-      traceparent: `00-${n.toString(16).padStart(32, '0')}-00f067aa0ba902b7-00`,
+      traceparent: traceparentOf(n),
       commitReply: '',
       unreadable: '',
     }

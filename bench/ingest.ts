@@ -19,7 +19,7 @@ import { createPublisher } from '../src/ingest/publish.ts'
 import { startTelemetry } from '../src/telemetry/telemetry.ts'
 import type { LoadResult } from './load.ts'
 import { line, type Meter, meter, runNode, startNode, stopNode } from './processes.ts'
-import { sampleEvent } from './sample.ts'
+import { sampleEvent, sampleTraceparents } from './sample.ts'
 
 const seconds = Number(process.env.BENCH_SECONDS ?? 10)
 const backlog = Number(process.env.BENCH_BACKLOG ?? 1_000_000)
@@ -152,7 +152,7 @@ async function startWorker() {
 async function drain(): Promise<Case> {
   await clear()
   const publisher = createPublisher({ broker, telemetry }, config)
-  const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00'
+  const traceparentOf = sampleTraceparents()
   for (let n = 0; n < backlog; n += 10_000)
     await Promise.all(
       Array.from({ length: 10 }, (_, part) =>
@@ -166,7 +166,7 @@ async function drain(): Promise<Case> {
               type: 'order.placed',
               payload,
               receivedMs: Date.now(),
-              traceparent,
+              traceparent: traceparentOf(index),
               commitReply: '',
             }
           }),
@@ -175,6 +175,7 @@ async function drain(): Promise<Case> {
     )
   const startedMs = Date.now()
   const worker = await startWorker()
+  const before = cpu()
   const memory: number[] = []
   for (;;) {
     memory.push(meters.worker!.memoryPeakBytes())
@@ -183,6 +184,7 @@ async function drain(): Promise<Case> {
     await pause(500)
   }
   await settled(backlog)
+  const after = cpu()
   const { rows } = await db.query(
     `select extract(epoch from max(committed_at)) - $1::float8 as seconds, avg(size) as batch from batches`,
     [startedMs / 1_000],
@@ -192,6 +194,12 @@ async function drain(): Promise<Case> {
     backlog,
     'committed/s': Math.round(backlog / Number(rows[0].seconds)),
     'events/batch': Math.round(Number(rows[0].batch)),
+    ...Object.fromEntries(
+      ['worker', 'nats', 'postgres'].map((name) => [
+        `${name} us`,
+        Number((((after[name]! - before[name]!) * 1_000) / backlog).toFixed(1)),
+      ]),
+    ),
     'worker MB at half': Math.round(memory[memory.length >> 1]! / 1e6),
     'worker MB at end': Math.round(memory.at(-1)! / 1e6),
   }

@@ -21,8 +21,8 @@ export const BATCH_MESSAGES_MAX = 1_000
 /** A batch must reach the server within its 10 s of patience, and not swell the connection's buffers. */
 const BATCH_BYTES_MAX = 4 * 1024 * 1024
 
-/** With one, the server idles while we encode; with more, batches only get smaller. */
-const FLIGHTS_MAX = 3
+/** One more than the server stores at a time, so that it need not wait for us to encode; more only make batches smaller (measured). */
+const FLIGHTS_MAX = 2
 
 type Entry = {
   events: OutgoingEvent[]
