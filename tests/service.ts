@@ -15,8 +15,6 @@ import { queueRoutes } from '../src/workflow/queue-routes.ts'
 import { scheduleRoutes } from '../src/workflow/schedule-routes.ts'
 import type { Servers } from './servers.ts'
 
-export type Service = Awaited<ReturnType<typeof startService>>
-
 /** Starts both over `servers`, with `over` in place of its configuration. */
 export async function startService(servers: Servers, over: Partial<Config> = {}, workflows: Workflow[] = []) {
   const config = { ...servers.config, ...over }

@@ -38,7 +38,7 @@ function binary(name: 'initdb' | 'postgres'): string {
 }
 
 /** Creates the cluster in `dir` unless it is there: user `postgres`, trust on loopback only, UTF-8, C collation. */
-export function initPostgres(dir: string): void {
+function initPostgres(dir: string): void {
   if (existsSync(join(dir, 'PG_VERSION'))) return
   rmSync(dir, { recursive: true, force: true })
   mkdirSync(dirname(dir), { recursive: true })

@@ -8,7 +8,7 @@ import { type Database, inTransaction } from '../db/connect.ts'
 import { describe } from '../errors.ts'
 import type { Log } from './log.ts'
 
-export type CommittedBatch = {
+type CommittedBatch = {
   id: string
   worker: string
   size: number

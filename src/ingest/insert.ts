@@ -14,7 +14,7 @@ import { matchEvents } from '../workflow/events.ts'
 import { publishWakes } from '../workflow/wakes.ts'
 import { identityOf, type OutgoingEvent, type ReceivedEvent, traceIdOf } from './event.ts'
 
-export type EventOutcome =
+type EventOutcome =
   | { kind: 'inserted' }
   /** (source, id) was there before. */
   | { kind: 'duplicate' }

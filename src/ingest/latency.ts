@@ -7,7 +7,7 @@ import { sql } from 'drizzle-orm'
 import { type Database, inTransaction } from '../db/connect.ts'
 
 /** In ms; null where there is no event. */
-export type Percentiles = { p50: number | null; p90: number | null; p99: number | null; max: number | null }
+type Percentiles = { p50: number | null; p90: number | null; p99: number | null; max: number | null }
 export type LatencyStats = { count: number; event: Percentiles; queue: Percentiles }
 
 /** Sorting the latencies of a few million rows takes seconds; more is a question for a shorter time. */

@@ -13,7 +13,7 @@ export const name = { type: 'string', pattern: '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127
 const key = { type: 'string', minLength: 1, maxLength: 512 }
 const instant = { type: 'string', format: 'date-time' }
 const version = { type: 'string', maxLength: 128 }
-export const STATUSES = [
+const STATUSES = [
   'queued',
   'running',
   'waiting',
