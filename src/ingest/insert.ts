@@ -112,24 +112,18 @@ export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Pr
 
 /** The first event of each key, sorted by it, and the others with the sequence of their first. */
 function splitRepeats(events: ReceivedEvent[]) {
-  const seqs = new Map<string, number>()
-  const firsts: ReceivedEvent[] = []
+  const byKey = new Map<string, ReceivedEvent>()
   const repeats: { event: ReceivedEvent; first: number }[] = []
   for (const event of events) {
     const key = identityOf(event)
-    const first = seqs.get(key)
-    if (first !== undefined) repeats.push({ event, first })
-    else {
-      firsts.push(event)
-      seqs.set(key, event.seq)
-    }
+    const first = byKey.get(key)
+    if (first === undefined) byKey.set(key, event)
+    else repeats.push({ event, first: first.seq })
   }
   // Overlapping batches of two workers that lock their keys in different orders would deadlock.
-  firsts.sort((a, b) => compare(a.source, b.source) || compare(a.id, b.id))
+  const firsts = [...byKey.keys()].sort().map((key) => byKey.get(key)!)
   return { firsts, repeats }
 }
-
-const compare = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0)
 
 function unstorable(event: ReceivedEvent): string {
   if (event.unreadable !== '') return event.unreadable
