@@ -84,16 +84,7 @@ export function createListeners(pool: pg.Pool): Listeners {
 }
 
 async function learn(pool: pg.Pool, type: string, path: string[], sinceMs: number): Promise<void> {
-  const row: Row = {
-    type,
-    path,
-    workflow: '',
-    version: '',
-    queue: 'default',
-    priority: 0,
-    reuse: 'never',
-    timeoutMs: null,
-  }
+  const row = awaitedRow(type, path)
   const { rowCount } = await pool.query(MISSING, [JSON.stringify([row]), []])
   if (rowCount === 0) return
   await inSession(pool, async (client) => {
@@ -103,6 +94,18 @@ async function learn(pool: pg.Pool, type: string, path: string[], sinceMs: numbe
     if (inserted.rowCount === 1) await drizzle(client).execute(backfill(type, path, sinceMs))
   })
 }
+
+/** Listens to a type without starting anything: its events go to mailboxes for whoever waits. */
+const awaitedRow = (type: string, path: string[]): Row => ({
+  type,
+  path,
+  workflow: '',
+  version: '',
+  queue: 'default',
+  priority: 0,
+  reuse: 'never',
+  timeoutMs: null,
+})
 
 function rowsOf(workflows: Workflow[]): Row[] {
   const rows = new Map<string, Row>()
@@ -118,17 +121,7 @@ function rowsOf(workflows: Workflow[]): Row[] {
         reuse,
         timeoutMs,
       })
-    for (const [type, path] of awaits)
-      rows.set(JSON.stringify([type, path, '']), {
-        type,
-        path,
-        workflow: '',
-        version: '',
-        queue: 'default',
-        priority: 0,
-        reuse: 'never',
-        timeoutMs: null,
-      })
+    for (const [type, path] of awaits) rows.set(JSON.stringify([type, path, '']), awaitedRow(type, path))
   }
   return [...rows.values()]
 }

@@ -62,17 +62,7 @@ export type RunRow = {
 }
 
 /** A line of the journal as read back. */
-export type Recorded = {
-  pos: number
-  ord: number | null
-  kind: string
-  name: string
-  output: string | null
-  error: string | null
-  attempt: number
-  dueAt: number | null
-  at: number
-}
+export type Recorded = Omit<StepRow, 'runId' | 'epoch' | 'ms'>
 
 export type Result = {
   pos: number
