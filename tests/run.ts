@@ -24,7 +24,7 @@ function runFile(file: string): Promise<void> {
   return new Promise((resolve) => {
     const startedAt = Date.now()
     // Its own group, so that a time-out also ends the servers it started.
-    const child = spawn(process.execPath, ['--conditions=millrace-source', file], {
+    const child = spawn(process.execPath, ['--conditions=millrace-source', '--import=./tests/uvu-details.ts', file], {
       stdio: ['ignore', 'pipe', 'pipe'],
       detached: true,
     })

@@ -204,6 +204,8 @@ export const workflowListeners = pgTable(
       .notNull()
       .default('never'),
     timeoutMs: bigint('timeout_ms', { mode: 'number' }),
+    /** Where an event carries the key of the queue's limits; null: its runs have none. */
+    concurrencyPath: text('concurrency_path').array(),
   },
   (table) => [primaryKey({ columns: [table.type, table.workflow, table.path] })],
 )

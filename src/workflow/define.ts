@@ -10,9 +10,11 @@ import { type KeyOf, keyPath } from './key-path.ts'
  * @property event  CloudEvents type
  * @property key    where the event carries the key: the run's id is then `<workflow>:<key>`, and a second event with
  *                  that key starts nothing (see `reuse`). Without it, every event starts a run.
+ * @property concurrencyKey  where it carries the key whose runs share the queue's `perKey` limit; an event without it
+ *                  starts a run of no key, and of a longer one the first 512 characters count
  * @property reuse  `never` (default): one run per key for ever; `finished`: another once the last has ended
  */
-export type Trigger = { event: string; key?: KeyOf; reuse?: 'never' | 'finished' }
+export type Trigger = { event: string; key?: KeyOf; concurrencyKey?: KeyOf; reuse?: 'never' | 'finished' }
 
 /**
  * @property version  runs go on with the version they started with; load old and new side by side until the old are done
@@ -39,7 +41,7 @@ export type Workflow<I = any, O = unknown> = {
   queue: string
   priority: number
   timeoutMs: number | null
-  triggers: { event: string; path: string[]; reuse: 'never' | 'finished' }[]
+  triggers: { event: string; path: string[]; concurrencyPath: string[] | null; reuse: 'never' | 'finished' }[]
   awaits: Map<string, string[]>
   body: WorkflowFunction<I, O>
 }
@@ -79,9 +81,10 @@ export function workflow<I, O>(
     queue: options.queue ?? 'default',
     priority: options.priority ?? 0,
     timeoutMs: options.timeout === undefined ? null : milliseconds(options.timeout),
-    triggers: triggers.map(({ event, key, reuse = 'never' }) => ({
+    triggers: triggers.map(({ event, key, concurrencyKey, reuse = 'never' }) => ({
       event,
       path: key === undefined ? [] : keyPath(key),
+      concurrencyPath: concurrencyKey === undefined ? null : keyPath(concurrencyKey),
       reuse,
     })),
     awaits: new Map(Object.entries(options.awaits ?? {}).map(([type, key]) => [type, keyPath(key)])),

@@ -26,7 +26,6 @@ const NOTHING: Wakes = { queues: [], runs: [] }
  */
 export async function matchEvents(tx: Transaction, inserted: InsertedEvent[]): Promise<Wakes> {
   if (inserted.length === 0) return NOTHING
-  if (inserted.length === 0) return NOTHING
   // Holds the rows until the end of the transaction: who adds one waits for us (listen.ts).
   const { rows: listeners } = await tx.execute<{ type: string }>(sql`select type from workflow_listeners for key share`)
   if (listeners.length === 0) return NOTHING
@@ -102,9 +101,12 @@ const match = (inserted: string): SQL => sql`
   keyed as materialized (
     select * from (
       select f.*, extract(epoch from clock_timestamp()) * 1000 as ms, l.path, l.workflow, l.version, l.queue, l.priority, l.reuse, l.timeout_ms,
-        case when l.path = '{}' then '' else jsonb_build_object('source', f.source, 'id', f.id, 'type', f.type,
-          'subject', f.subject, 'data', f.data, 'extensions', f.extensions) #>> l.path end as key
-      from fresh f join workflow_listeners l on l.type = f.type) k
+        case when l.path = '{}' then '' else d.document #>> l.path end as key,
+        case when l.concurrency_path is not null
+          then left(nullif(d.document #>> l.concurrency_path, ''), 512) end as concurrency_key
+      from fresh f join workflow_listeners l on l.type = f.type, lateral (
+        select jsonb_build_object('source', f.source, 'id', f.id, 'type', f.type, 'subject', f.subject, 'data', f.data,
+          'extensions', f.extensions) as document) d) k
     where key is not null and length(key) <= 512),
   posted as (${POST}),
   triggered as (
@@ -113,13 +115,13 @@ const match = (inserted: string): SQL => sql`
     from keyed where workflow <> ''
     order by workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end, published_at, stream_seq),
   started as (
-    insert into workflow_runs (run_id, id, generation, name, version, queue, priority, status, input, traceparent,
+    insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, traceparent,
       deadline_at, created_at)
     select ${UUIDV7}, t.run_key,
       case when t.reuse = 'never' or t.run_key is null then 1 else coalesce((
         select case when l.status in ('queued', 'running', 'waiting', 'stuck') then l.generation else l.generation + 1 end
         from workflow_runs l where l.id = t.run_key order by l.generation desc limit 1), 1) end,
-      t.workflow, t.version, t.queue, t.priority, 'queued', t.data, nullif(t.traceparent, ''),
+      t.workflow, t.version, t.queue, t.priority, t.concurrency_key, 'queued', t.data, nullif(t.traceparent, ''),
       clock_timestamp() + t.timeout_ms * interval '1 ms',
       -- Before every event of this transaction, so that those of its own batch count as since its start.
       transaction_timestamp()

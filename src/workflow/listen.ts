@@ -24,6 +24,7 @@ type Row = {
   queue: string
   priority: number
   reuse: string
+  concurrencyPath: string[] | null
   timeoutMs: number | null
 }
 
@@ -32,11 +33,11 @@ const LOCK = `lock table workflow_listeners in exclusive mode`
 
 const MISSING = `
   select 1 from jsonb_to_recordset($1::jsonb) n(type text, path text[], workflow text, version text, queue text,
-    priority smallint, reuse text, "timeoutMs" bigint)
+    priority smallint, reuse text, "timeoutMs" bigint, "concurrencyPath" text[])
   where not exists (
     select from workflow_listeners l where l.type = n.type and l.path = n.path and l.workflow = n.workflow
       and (l.version, l.queue, l.priority, l.reuse) = (n.version, n.queue, n.priority, n.reuse)
-      and l.timeout_ms is not distinct from n."timeoutMs")
+      and l.timeout_ms is not distinct from n."timeoutMs" and l.concurrency_path is not distinct from n."concurrencyPath")
   union all
   select 1 from workflow_listeners l
   where l.workflow = any($2::text[]) and not exists (
@@ -47,10 +48,10 @@ const MISSING = `
 const REMOVE = `delete from workflow_listeners where workflow = any($1::text[])`
 
 const INSERT = `
-  insert into workflow_listeners (type, path, workflow, version, queue, priority, reuse, timeout_ms)
-  select type, path, workflow, version, queue, priority, reuse, "timeoutMs"
+  insert into workflow_listeners (type, path, workflow, version, queue, priority, reuse, timeout_ms, concurrency_path)
+  select type, path, workflow, version, queue, priority, reuse, "timeoutMs", "concurrencyPath"
   from jsonb_to_recordset($1::jsonb) n(type text, path text[], workflow text, version text, queue text,
-    priority smallint, reuse text, "timeoutMs" bigint)
+    priority smallint, reuse text, "timeoutMs" bigint, "concurrencyPath" text[])
   on conflict do nothing`
 
 export function createListeners(pool: pg.Pool): Listeners {
@@ -105,12 +106,13 @@ const awaitedRow = (type: string, path: string[]): Row => ({
   priority: 0,
   reuse: 'never',
   timeoutMs: null,
+  concurrencyPath: null,
 })
 
 function rowsOf(workflows: Workflow[]): Row[] {
   const rows = new Map<string, Row>()
   for (const { name, version, queue, priority, timeoutMs, triggers, awaits } of workflows) {
-    for (const { event, path, reuse } of triggers)
+    for (const { event, path, concurrencyPath, reuse } of triggers)
       rows.set(JSON.stringify([event, path, name]), {
         type: event,
         path,
@@ -120,6 +122,7 @@ function rowsOf(workflows: Workflow[]): Row[] {
         priority,
         reuse,
         timeoutMs,
+        concurrencyPath,
       })
     for (const [type, path] of awaits) rows.set(JSON.stringify([type, path, '']), awaitedRow(type, path))
   }

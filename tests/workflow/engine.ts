@@ -15,18 +15,18 @@ export type Engines = {
 /** Short leases, so that no test waits for long ones. `alone`: without NATS. */
 export function enginesOf(servers: Servers, telemetry?: EngineDeps['telemetry']): Engines {
   const engines: Engine[] = []
-  let jobs: PgBoss | undefined
+  let jobs: Promise<PgBoss> | undefined
   const errors: string[] = []
   return {
     errors,
     async start(workflows, { alone = false, ...options } = {}) {
-      jobs ??= await startJobs(servers.config.DATABASE_URL)
+      jobs ??= startJobs(servers.config.DATABASE_URL)
       const engine = await startEngine(
         {
           database: servers.database,
           databaseUrl: servers.config.DATABASE_URL,
           broker: alone ? null : servers.broker,
-          jobs,
+          jobs: await jobs,
           ...(telemetry === undefined ? {} : { telemetry }),
           onError: (error, doing) => errors.push(`${doing}: ${String(error)}`),
         },
@@ -37,7 +37,7 @@ export function enginesOf(servers: Servers, telemetry?: EngineDeps['telemetry'])
     },
     async stop() {
       for (const engine of engines) await engine.stop()
-      await jobs?.stop({ graceful: false })
+      await (await jobs)?.stop({ graceful: false })
       jobs = undefined
     },
   }

@@ -3,6 +3,7 @@ import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { findRun, type MillraceError, type Run, startRun, startRunIn, workflow } from '../../src/index.ts'
 import { matchEvents } from '../../src/workflow/events.ts'
+import { setLimits } from '../../src/workflow/limits.ts'
 import { publishWakes } from '../../src/workflow/wakes.ts'
 import { startServers } from '../servers.ts'
 import { codeOf, enginesOf, until } from './engine.ts'
@@ -81,6 +82,40 @@ test('an event starts one run per key in its own transaction', async () => {
   assert.is(runs.length, 2)
   const handle = await findRun(engine, 'fulfils:a1')
   assert.equal(await handle.result(), { id: 'fulfils:a1', order: { orderId: 'a1' } })
+})
+
+test('an event gives its run the key of the limits that it carries', async () => {
+  let inside = 0
+  let most = 0
+  const bills = workflow(
+    'bills',
+    { queue: 'bills', on: { event: 'bill.due', concurrencyKey: (e) => e.data.customer } },
+    async (run) => {
+      await run.step('enter', () => {
+        inside += 1
+        most = Math.max(most, inside)
+      })
+      await run.sleep(20)
+      await run.step('leave', () => {
+        inside -= 1
+      })
+    },
+  )
+  await setLimits(servers.database.pool, 'bills', { perKey: 1 })
+  await engines.start([bills])
+  await engines.start([bills])
+  const due = (customer?: unknown) => ({ type: 'bill.due', data: { customer } })
+  await ingest(due('ann'), due('ann'), due('ann'))
+  await until(async () => (await runsOf('bills')).filter((row) => row.status === 'completed').length === 3)
+  assert.is(most, 1)
+  await ingest(due(7), due(), due(''), due('x'.repeat(600)))
+  const { rows } = await servers.database.pool.query(
+    `select concurrency_key as key from workflow_runs where name = 'bills' order by key nulls first`,
+  )
+  assert.equal(
+    rows.map(({ key }) => key),
+    [null, null, '7', 'ann', 'ann', 'ann', 'x'.repeat(512)],
+  )
 })
 
 test('a wait takes the event of its key, whichever comes first', async () => {

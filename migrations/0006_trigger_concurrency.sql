@@ -1,0 +1,1 @@
+ALTER TABLE "workflow_listeners" ADD COLUMN "concurrency_path" text[];
