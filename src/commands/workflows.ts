@@ -1,10 +1,10 @@
 /** `millrace workflows ...`: start, look, steer, from a terminal. */
 
 import { Command } from 'commander'
+import { milliseconds } from '../durations.ts'
 import { startDefined } from '../workflow/client.ts'
 import { cancelRuns, resumeRun, signalRun, terminateRun } from '../workflow/control.ts'
 import { findDefinition, listDefinitions } from '../workflow/definitions.ts'
-import { milliseconds } from '../workflow/durations.ts'
 import { listLimits, type QueueLimits, removeLimits, setLimits } from '../workflow/limits.ts'
 import { replayRuns, restartFrom } from '../workflow/replay.ts'
 import { exportHistory, getRun, type HistoryLine, listRuns, type RunFilter, readHistory } from '../workflow/runs.ts'

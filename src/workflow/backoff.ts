@@ -1,6 +1,6 @@
 /** How long to wait before a step is tried again. */
 
-import { type Duration, milliseconds } from './durations.ts'
+import { type Duration, milliseconds } from '../durations.ts'
 
 /**
  * @property attempts  runs of the step in all, the first included (default 3)

@@ -2,9 +2,9 @@
 
 import { createHash } from 'node:crypto'
 import type { Transaction } from '../db/connect.ts'
+import { type Duration, milliseconds } from '../durations.ts'
 import { awaitResult, openCall, writeEntry, writeResult } from './calls.ts'
 import type { Workflow } from './define.ts'
-import { type Duration, milliseconds } from './durations.ts'
 import { type ChildOptions, callChild, callSignal, callWait, type WaitOptions, type WorkflowEvent } from './incoming.ts'
 import type { LiveRun } from './live.ts'
 import { callStep, callTransaction, runSignal, type StepFunction, type StepOptions } from './step.ts'

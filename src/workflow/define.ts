@@ -1,8 +1,8 @@
 /** What a user writes: a name, options, and an async function. */
 
+import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
 import type { Run } from './context.ts'
-import { type Duration, milliseconds } from './durations.ts'
 import { type KeyOf, keyPath } from './key-path.ts'
 
 /**

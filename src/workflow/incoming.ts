@@ -5,10 +5,10 @@
 
 import { setTimeout as pause } from 'node:timers/promises'
 import type pg from 'pg'
+import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
 import { awaitResult, cancelRun, openCall, rest, writeEntry, writeResult } from './calls.ts'
 import type { Workflow } from './define.ts'
-import { type Duration, milliseconds } from './durations.ts'
 import { type KeyOf, keyPath } from './key-path.ts'
 import { type Arrival, type LiveRun, openChildren, outsideOf, type Signal } from './live.ts'
 import { newRun, type StartOptions } from './start.ts'

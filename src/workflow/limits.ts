@@ -1,8 +1,8 @@
 /** What a queue may have in hand at once, and how fast it may begin: rows that every claim of the queue keeps to. */
 
 import type pg from 'pg'
+import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
-import { type Duration, milliseconds } from './durations.ts'
 
 /**
  * @property concurrency  runs begun and not ended, asleep or at work, in the whole queue

@@ -1,10 +1,10 @@
 /** One step: attempt, time out, retry, record. */
 
 import { inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
+import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
 import { backoffMs, type Retry } from './backoff.ts'
 import { awaitResult, nextResult, openCall, rest, settleResult, writeEntry, writeResult } from './calls.ts'
-import { type Duration, milliseconds } from './durations.ts'
 import type { LiveRun } from './live.ts'
 import { isRecorded, recordIn } from './record.ts'
 import { inStepSpan } from './trace.ts'

@@ -1,6 +1,6 @@
 /** Spans of time as people write them. */
 
-import { MillraceError } from '../errors.ts'
+import { MillraceError } from './errors.ts'
 
 /** Milliseconds, or text such as `30s`, `1h30m`, `3d`. */
 export type Duration = number | string
