@@ -73,7 +73,10 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
     STEP_SECONDS,
     's',
   )
-  const leasesLost = counter('workflow_leases_lost', 'Runs this process had to drop because their lease was gone')
+  const leasesLost = counter(
+    'workflow_leases_lost',
+    'Runs this process dropped because their lease was gone, or could not be renewed in time',
+  )
   observeProcess(provider.getMeter('process'))
 
   return {

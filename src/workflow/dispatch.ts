@@ -36,6 +36,8 @@ const TIMER_MS_MAX = 60_000
 
 export function startDispatch(deps: DispatchDeps, sweepMs: number): Dispatch {
   const { pool, clock, worker, queues, limits, codes, room, take, onError } = deps
+  /** Room worth a claim. */
+  const roomMin = Math.min(CLAIM_MAX, Math.ceil(room() / 4))
   let stopping = false
   let again = false
   let claiming: Promise<void> | null = null
@@ -66,7 +68,7 @@ export function startDispatch(deps: DispatchDeps, sweepMs: number): Dispatch {
       take(claimed)
       if (claimed.length === wanted) backlog = true
     }
-    if (backlog && room() >= CLAIM_MAX) again = true
+    if (backlog && room() >= roomMin) again = true
     const ms = await nextDueMs(pool, queues)
     if (ms !== null) due(clock.now() + ms)
   }
@@ -94,7 +96,7 @@ export function startDispatch(deps: DispatchDeps, sweepMs: number): Dispatch {
     claim,
     due,
     freed() {
-      if (backlog && !stopping && claiming === null && room() >= CLAIM_MAX) void claim()
+      if (backlog && !stopping && claiming === null && room() >= roomMin) void claim()
     },
     async stop() {
       stopping = true

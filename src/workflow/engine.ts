@@ -4,7 +4,7 @@
  * 1. startEngine takes the lease and loads the workflows' event listeners.
  * 2. start() inserts a run, and begins it here in the same statement when there is room for it.
  * 3. Queued and due runs are claimed (dispatch.ts): at a hint over NATS, when a timer rings, and at every sweep.
- * 4. beat() renews the lease and ends the leases of workers that died.
+ * 4. keepLease renews the lease; chores end the leases of workers that died and find what got lost.
  * 5. stop() writes what is in hand and gives the rest back at once.
  */
 
@@ -27,10 +27,11 @@ import { type Handover, openHandover } from './handover.ts'
 import { readNews } from './incoming.ts'
 import { type Journal, openJournal } from './journal.ts'
 import type { StartRow } from './journal-sql.ts'
-import { clearMailboxes, endExpiredLeases, endLease, LEASE_MS, renewLease, takeLease } from './lease.ts'
+import { clearMailboxes, endExpiredLeases, endLease, keepLease, LEASE_MS, takeLease } from './lease.ts'
 import { type LimitedQueues, readLimitedQueues } from './limits.ts'
 import { createListeners, type Listeners } from './listen.ts'
 import type { EngineMetrics, LiveRun, RunEnd, Runner, RunRow } from './live.ts'
+import { repeat } from './repeat.ts'
 import { createResults, type Ending, type Results } from './results.ts'
 import { beginRun } from './run.ts'
 import { openSessions } from './session.ts'
@@ -89,12 +90,13 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   const clock = createClock()
   const listeners = createListeners(pool)
   const leaseMs = options.leaseMs ?? LEASE_MS
-  const name = `${hostname()}/${process.pid}`
+  let lease: HeldLease | null = null
   if (worker === null) await synchronise(clock, pool)
   else {
     await registerDefinitions(pool, workflows)
     await listeners.register(workflows)
-    await takeLease(pool, clock, worker, name, leaseMs)
+    const terms = { clock, id: worker, name: `${hostname()}/${process.pid}`, leaseMs }
+    lease = { ...terms, heldUntil: await takeLease({ pool, ...terms }) }
   }
   const live = new Map<string, LiveRun>()
   const results = createResults(
@@ -116,9 +118,7 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   const parts = { deps, pool, clock, live, results, journal, control, listeners, limits, place, worker }
   const runner = createRunner(parts)
   const stopWorking =
-    worker === null
-      ? async () => {}
-      : work({ ...parts, worker, name, runner, leaseMs, sweepMs: options.sweepMs ?? SWEEP_MS })
+    lease === null ? async () => {} : work({ ...parts, lease, runner, sweepMs: options.sweepMs ?? SWEEP_MS })
   const beginFor = async (row: StartRow, starter: string) => {
     runner.place(row)
     return beginHere(runner, row, starter)
@@ -309,11 +309,11 @@ const endingOf = (run: LiveRun, end: RunEnd): Ending => ({
   error: 'error' in end ? end.error : null,
 })
 
+type HeldLease = { clock: Clock; id: string; name: string; leaseMs: number; heldUntil: number }
+
 /** Claims, renews, listens for hints, until stopped. */
-function work(
-  parts: Parts & { worker: string; name: string; runner: ProcessRunner; leaseMs: number; sweepMs: number },
-): () => Promise<void> {
-  const { deps, pool, clock, live, limits, place, runner, worker, name, leaseMs, sweepMs } = parts
+function work(parts: Parts & { lease: HeldLease; runner: ProcessRunner; sweepMs: number }): () => Promise<void> {
+  const { deps, pool, clock, live, limits, place, runner, lease, sweepMs } = parts
   const { broker, databaseUrl, onError } = deps
   const take = (claimed: Claimed[]) => {
     const now = clock.now()
@@ -326,39 +326,34 @@ function work(
   const room = () => place.runsMax - live.size
   const codes = [...place.codes.values()]
   const dispatch = startDispatch(
-    { pool, clock, worker, queues: place.queues, limits, codes, room, take, onError },
+    { pool, clock, worker: lease.id, queues: place.queues, limits, codes, room, take, onError },
     sweepMs,
   )
   runner.dispatch = dispatch
   runner.metrics?.observeRuns(() => live.size)
-  const dropAll = (reason: MillraceError) => {
-    for (const run of [...live.values()]) dropRun(run, reason)
-  }
-  const strays = createStrays(pool, worker)
-  // A connection of its own: no long read of histories may keep the lease from being renewed.
+  // A connection and a rhythm of its own: nothing may keep the lease from being renewed.
   const leases = openSessions(databaseUrl, 'lease', { max: 1, pipeline: false })
-  const renew = async () => {
-    if (!(await renewLease(leases, clock, worker, leaseMs))) {
-      runner.metrics?.leaseLost(live.size)
-      dropAll(new MillraceError('conflict', 'The lease is lost'))
-      await takeLease(leases, clock, worker, name, leaseMs)
-      onError(
-        new MillraceError('conflict', 'This worker was taken for dead: its runs go on elsewhere'),
-        'renewing the lease',
-      )
-    }
-    if ((await endExpiredLeases(leases)) > 0) void dispatch.claim()
-    await clearMailboxes(pool)
-    if ((await strays.giveBack((runId) => live.has(runId))) > 0) void dispatch.claim()
+  const lose = (runs: LiveRun[]) => {
+    if (runs.length === 0) return
+    runner.metrics?.leaseLost(runs.length)
+    for (const run of runs) dropRun(run, new MillraceError('conflict', 'The lease is lost'))
   }
-  let beating: Promise<void> | null = null
-  const beat = setInterval(() => {
-    beating ??= renew()
-      .catch((error) => onError(error, 'renewing the lease'))
-      .finally(() => {
-        beating = null
-      })
-  }, leaseMs / 3)
+  const stopRenewing = keepLease({ ...lease, pool: leases }, lease.heldUntil, {
+    // Only work that can be told to stop ends early: it is done again, here if the lease holds after all.
+    onDoubt: () => lose([...live.values()].filter((run) => run.executing > 0 && run.controller !== null)),
+    onLoss: () => lose([...live.values()]),
+    onError: (error) => onError(error, 'renewing the lease'),
+  })
+  const strays = createStrays(pool, lease.id)
+  const stopChores = repeat(
+    lease.leaseMs / 3,
+    async () => {
+      if ((await endExpiredLeases(pool)) > 0) void dispatch.claim()
+      await clearMailboxes(pool)
+      if ((await strays.giveBack((runId) => live.has(runId))) > 0) void dispatch.claim()
+    },
+    (error) => onError(error, 'ending expired leases'),
+  )
   /** What a lost hint would have told: only runs at rest can have missed something. */
   const sweep = setInterval(
     () =>
@@ -373,12 +368,12 @@ function work(
   ]
   void dispatch.claim()
   return async () => {
-    clearInterval(beat)
     clearInterval(sweep)
     for (const end of unsubscribe) end()
     await dispatch.stop()
-    await beating
+    await stopChores()
+    await stopRenewing()
     await leases.end()
-    dropAll(new MillraceError('unavailable', 'This worker is stopping'))
+    for (const run of [...live.values()]) dropRun(run, new MillraceError('unavailable', 'This worker is stopping'))
   }
 }

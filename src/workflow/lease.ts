@@ -6,7 +6,9 @@
 
 import { performance } from 'node:perf_hooks'
 import type pg from 'pg'
+import { MillraceError } from '../errors.ts'
 import type { Clock } from './clock.ts'
+import { repeat } from './repeat.ts'
 import { inSession } from './session.ts'
 
 /** A worker that dies is noticed after this. Renewed three times as often. */
@@ -19,18 +21,66 @@ const RENEW = `
   update workflow_workers set expires_at = clock_timestamp() + $2 * interval '1 ms' where id = $1
   returning extract(epoch from clock_timestamp())::float8 * 1000 as ms`
 
-export async function takeLease(pool: pg.Pool, clock: Clock, id: string, name: string, leaseMs: number): Promise<void> {
+/** @property name  says to an operator which process it is */
+type Lease = { pool: pg.Pool; clock: Clock; id: string; name: string; leaseMs: number }
+
+/** @returns until when it surely holds, by performance.now() */
+export async function takeLease({ pool, clock, id, name, leaseMs }: Lease): Promise<number> {
+  const askedAt = performance.now()
   await pool.query({ name: 'millrace_register', text: REGISTER, values: [id, name, leaseMs] })
-  await renewLease(pool, clock, id, leaseMs)
+  return (await renew({ pool, clock, id, leaseMs })) ?? askedAt
 }
 
-/** @returns false once the row is gone: every run of this worker belongs to others */
-export async function renewLease(pool: pg.Pool, clock: Clock, id: string, leaseMs: number): Promise<boolean> {
+/** @returns until when it surely holds; null once the row is gone: every run of this worker belongs to others */
+async function renew({ pool, clock, id, leaseMs }: Omit<Lease, 'name'>): Promise<number | null> {
   const askedAt = performance.now()
   const { rows } = await pool.query({ name: 'millrace_renew', text: RENEW, values: [id, leaseMs] })
-  if (rows[0] === undefined) return false
+  if (rows[0] === undefined) return null
   clock.set(rows[0].ms, askedAt)
-  return true
+  return askedAt + leaseMs
+}
+
+/** Renewals come every third of a lease. Two have failed by now, and what must end before the lease does has a sixth. */
+const DOUBT_AFTER = 5 / 6
+
+/**
+ * Renews a lease until stopped.
+ * @param heldUntil  as takeLease returned it
+ * @param onDoubt    it may be lost soon, and nobody would be told in time; called again and again until it is renewed
+ * @param onLoss     it was lost; a new one is taken next
+ * @returns how to stop
+ */
+export function keepLease(
+  lease: Lease,
+  heldUntil: number,
+  { onDoubt, onLoss, onError }: { onDoubt: () => void; onLoss: () => void; onError: (error: unknown) => void },
+): () => Promise<void> {
+  const doubtMs = lease.leaseMs * (1 - DOUBT_AFTER)
+  let timer: NodeJS.Timeout | undefined
+  const doubt = () => {
+    timer = setTimeout(doubt, doubtMs)
+    onDoubt()
+  }
+  const holds = (until: number) => {
+    clearTimeout(timer)
+    timer = setTimeout(doubt, until - performance.now() - doubtMs)
+  }
+  holds(heldUntil)
+  const stop = repeat(
+    lease.leaseMs / 3,
+    async () => {
+      const until = await renew(lease)
+      if (until !== null) return holds(until)
+      onLoss()
+      holds(await takeLease(lease))
+      onError(new MillraceError('conflict', 'This worker was taken for dead: its runs go on elsewhere'))
+    },
+    onError,
+  )
+  return async () => {
+    await stop()
+    clearTimeout(timer)
+  }
 }
 
 /** Gives the worker's runs back at once, in one transaction with the end of its lease. */

@@ -17,7 +17,8 @@ import { encode, encodeError } from './values.ts'
 export type StepOptions = { retry?: Retry; timeout?: Duration; heartbeat?: Duration }
 
 /**
- * @property signal    aborts at a timeout, a cancellation, a lost lease and the run's end: pass it to fetch and the like
+ * @property signal    aborts at a timeout, a cancellation, the run's end, and before this worker's lease can be lost, when
+ *                     another may do the work again: pass it to fetch and the like
  * @property key       the same for every attempt of this step: an idempotency key for the outside
  * @property heartbeat says that a long attempt is alive
  * @property traceparent  W3C trace context for calls outside; null where there is no trace

@@ -15,6 +15,79 @@ test.after(async () => {
   await restarted()
 })
 
+/** Counts the runs of which an engine says that it lost them. */
+const lossesOf = () => {
+  const losses: number[] = []
+  const none = () => {}
+  const metrics = {
+    runEnded: none,
+    stepAttempted: none,
+    runBegun: none,
+    observeRuns: none,
+    leaseLost: (n: number) => losses.push(n),
+  }
+  return { losses: () => losses.reduce((sum, n) => sum + n, 0), telemetry: { tracing: { tracer: undefined }, metrics } }
+}
+
+/** A workflow whose step, the first time for each run, lasts until its signal aborts. */
+const hangs = (name: string, aborted: string[]) => {
+  const tried = new Set<string>()
+  return workflow(name, async (run) =>
+    run.step('hang', ({ signal }) => {
+      if (tried.has(run.runId)) return 'done'
+      tried.add(run.runId)
+      return new Promise<string>((_, reject) =>
+        signal.addEventListener('abort', () => {
+          aborted.push(run.runId)
+          reject(signal.reason)
+        }),
+      )
+    }),
+  )
+}
+
+test('a step is told to stop while its lease still holds, and does its work again', async () => {
+  const { losses, telemetry } = lossesOf()
+  const own = enginesOf(servers, telemetry)
+  const aborted: string[] = []
+  const definition = hangs('doubted', aborted)
+  const engine = await own.start([definition])
+  const handle = await startRun(engine, definition, null)
+  // Nobody can renew the lease, nor end it.
+  const client = await servers.database.pool.connect()
+  await client.query('begin')
+  const held = await client.query(
+    'select from workflow_workers where id = (select worker from workflow_runs where run_id = $1) for update',
+    [handle.runId],
+  )
+  assert.is(held.rowCount, 1)
+  await until(() => aborted.length > 0)
+  assert.equal(aborted, [handle.runId])
+  assert.is(losses(), 1)
+  await client.query('rollback')
+  client.release()
+  assert.is(await handle.result(), 'done')
+  await own.stop()
+})
+
+test('a worker that was taken for dead stops its steps and counts what it lost', async () => {
+  const { losses, telemetry } = lossesOf()
+  const own = enginesOf(servers, telemetry)
+  const aborted: string[] = []
+  const definition = hangs('taken', aborted)
+  const engine = await own.start([definition])
+  const handles = await Promise.all([1, 2, 3].map(() => startRun(engine, definition, null)))
+  await servers.database.pool.query(
+    `with ended as (delete from workflow_workers where id in (select worker from workflow_runs where name = 'taken') returning id)
+     update workflow_runs set status = 'queued', worker = null where worker in (select id from ended)`,
+  )
+  assert.equal(await Promise.all(handles.map((handle) => handle.result())), ['done', 'done', 'done'])
+  assert.equal(aborted.toSorted(), handles.map(({ runId }) => runId).toSorted())
+  assert.is(losses(), 3)
+  assert.ok(own.errors.some((error) => error.includes('taken for dead')))
+  await own.stop()
+})
+
 test('of two workers that fight over one run, the epoch decides', async () => {
   let released = () => {}
   const held = new Promise<void>((resolve) => {

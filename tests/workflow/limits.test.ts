@@ -108,4 +108,24 @@ test('a limit set on a queue at work holds from the next start on', async () => 
   assert.is(count.most('y'), 1)
 })
 
+test('runs of a lower number begin first, those of one number in the order of their start', async () => {
+  for (const [queue, limits, runsMax] of [
+    ['urgent-all', null, 1],
+    ['urgent-limited', { concurrency: 1 }, 100],
+  ] as const) {
+    const began: number[] = []
+    const urgent = workflow(queue, { queue, priority: 3 }, async (run, n: number) => {
+      await run.step('begin', () => began.push(n))
+    })
+    if (limits !== null) await setLimits(pool, queue, limits)
+    const starter = await engines.start([])
+    const runs = []
+    for (const [n, priority] of [5, 0, undefined, -1, 5, 0, undefined, 30_000].entries())
+      runs.push(await startRun(starter, urgent, n, priority === undefined ? {} : { priority }))
+    await engines.start([urgent], { runsMax })
+    await Promise.all(runs.map((run) => run.result()))
+    assert.equal(began, [3, 1, 5, 2, 6, 0, 4, 7], queue)
+  }
+})
+
 test.run()

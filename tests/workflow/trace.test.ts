@@ -9,10 +9,14 @@ const servers = await startServers()
 const exporter = new InMemorySpanExporter()
 const provider = new TracerProvider({ spanProcessors: [new SimpleSpanProcessor({ exporter })] })
 const counts: string[] = []
+const waits: number[] = []
 const metrics = {
   runEnded: (status: string) => counts.push(`ended ${status}`),
   stepAttempted: (outcome: string) => counts.push(`step ${outcome}`),
-  runBegun: (seconds: number) => counts.push(seconds >= 0 ? 'begun' : 'begun before it was due'),
+  runBegun: (seconds: number) => {
+    waits.push(seconds)
+    counts.push(seconds >= 0 ? 'begun' : 'begun before it was due')
+  },
   leaseLost: () => {},
   observeRuns: () => {},
 }
@@ -68,6 +72,30 @@ test('a run outside a sampled trace makes no span', async () => {
   await (await startRun(engine, leaf, null)).result()
   await (await startRun(engine, leaf, null, { traceparent: `00-${traceId}-b7ad6b7169203331-00` })).result()
   assert.is(exporter.getFinishedSpans().length, 0)
+})
+
+test('the time until a start counts from the start, or from when a delayed run is due', async () => {
+  // Those of the tests before would take the run at once.
+  await engines.stop()
+  const { pool } = servers.database
+  const starter = await engines.start([])
+  const queued = await startRun(starter, leaf, null)
+  await pool.query(`update workflow_runs set created_at = created_at - interval '1 hour' where run_id = $1`, [
+    queued.runId,
+  ])
+  waits.length = 0
+  await engines.start([leaf])
+  await queued.result()
+  assert.is(waits.length, 1)
+  assert.ok(waits[0]! >= 3_590, String(waits[0]))
+  const delayed = await startRun(starter, leaf, null, { delay: '2h' })
+  await pool.query(
+    `update workflow_runs set created_at = created_at - interval '2 hours', due_at = due_at - interval '3 hours' where run_id = $1`,
+    [delayed.runId],
+  )
+  await delayed.result()
+  assert.is(waits.length, 2)
+  assert.ok(waits[1]! >= 3_590 && waits[1]! < 7_000, String(waits[1]))
 })
 
 test.run()
