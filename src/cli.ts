@@ -1,22 +1,17 @@
 #!/usr/bin/env -S node --max-semi-space-size=8
 /**
  * `millrace`: parses, calls, prints. Its young generation is kept to 8 MB a half, as V8's own 16 grow a process by a third
- * (measured) without making it faster.
+ * (measured) without making it faster. What a command needs is loaded when it is meant: everything takes a second.
  */
 
 import { resolve } from 'node:path'
 import { Command } from 'commander'
-import { deadLettersCommand } from './commands/dead-letters.ts'
-import { operatorConfig } from './commands/operator-config.ts'
-import { schedulesCommand } from './commands/schedules.ts'
-import { workflowsCommand } from './commands/workflows.ts'
 import { configTable, loadConfig } from './config.ts'
-import { connectDatabase, isOutage } from './db/connect.ts'
 import { describe } from './errors.ts'
-import { serveApi, serveDev, serveWorker } from './service.ts'
-import { showTrace } from './telemetry/show-trace.ts'
 
 const program = new Command('millrace').description('Durable events and workflows on NATS JetStream and Postgres')
+
+const service = () => import('./service.ts')
 
 /** The first signal asks for an orderly end; a second one ends at once, which loses nothing. */
 function stopSignal(): AbortSignal {
@@ -29,21 +24,21 @@ function stopSignal(): AbortSignal {
 program
   .command('api')
   .description('serve the HTTP API against NATS_URL and DATABASE_URL')
-  .action(() => serveApi(loadConfig(), stopSignal()))
+  .action(async () => (await service()).serveApi(loadConfig(), stopSignal()))
 
 program
   .command('worker')
   .description('run the pull workers, and the workflows of modules, against NATS_URL and DATABASE_URL')
   .argument('[modules...]', 'such as ./workflows.ts')
-  .action((modules: string[]) => serveWorker(loadConfig(), modules, stopSignal()))
+  .action(async (modules: string[]) => (await service()).serveWorker(loadConfig(), modules, stopSignal()))
 
 program
   .command('dev')
   .description('the whole service with embedded Postgres and nats-server')
   .argument('[modules...]', 'whose workflows to run, such as ./workflows.ts')
   .option('--data <folder>', 'where the servers keep their data', '.millrace')
-  .action((modules: string[], { data }: { data: string }) =>
-    serveDev(loadConfig(), resolve(data), modules, stopSignal()),
+  .action(async (modules: string[], { data }: { data: string }) =>
+    (await service()).serveDev(loadConfig(), resolve(data), modules, stopSignal()),
   )
 
 program
@@ -56,20 +51,31 @@ program
   .description('draw what happened to the events of one trace, from Jaeger and Postgres')
   .argument('<trace-id>', '32 hexadecimal digits, or the traceparent that the API returned')
   .action(async (traceId: string) => {
-    const config = await operatorConfig()
-    const database = connectDatabase(config)
-    try {
-      console.log(await showTrace(database, config, traceId, process.stdout.columns ?? 120))
-    } finally {
-      await database.close()
-    }
+    const { traceCommand } = await import('./commands/trace.ts')
+    await traceCommand(traceId)
   })
 
-program.addCommand(deadLettersCommand())
-program.addCommand(workflowsCommand())
-program.addCommand(schedulesCommand())
+/** Commands with commands of their own; `millrace help` needs only their descriptions. */
+const groups = {
+  'dead-letters': {
+    says: 'events that were refused too often: look, fix, replay',
+    load: async () => (await import('./commands/dead-letters.ts')).deadLettersCommand(),
+  },
+  workflows: {
+    says: 'durable workflows: start them, look at their runs, steer them',
+    load: async () => (await import('./commands/workflows.ts')).workflowsCommand(),
+  },
+  schedules: {
+    says: 'workflows at set times',
+    load: async () => (await import('./commands/schedules.ts')).schedulesCommand(),
+  },
+}
+// Also as `millrace help workflows`.
+for (const [name, { says, load }] of Object.entries(groups))
+  program.addCommand((process.argv.slice(2, 4).includes(name) ? await load() : new Command(name)).description(says))
 
-program.parseAsync().catch((error) => {
+program.parseAsync().catch(async (error) => {
+  const { isOutage } = await import('./db/connect.ts')
   console.error(
     `millrace: ${isOutage(error) ? 'Postgres does not answer: start `millrace dev`, or set DATABASE_URL' : describe(error)}`,
   )

@@ -30,7 +30,7 @@ type HandleOptions = FilterOptions & { all?: boolean; dryRun?: boolean; by: stri
 const LINES_MAX = 20
 
 export function deadLettersCommand(): Command {
-  const command = new Command('dead-letters').description('events that were refused too often: look, fix, replay')
+  const command = new Command('dead-letters')
 
   filtered(command.command('list [id...]'), 'list dead letters, newest first')
     .addOption(state().default('open'))

@@ -16,7 +16,7 @@ import { instant, json, spanOf, table, timeOf, withEngine } from './with-engine.
 type SetOptions = Omit<ScheduleSpec, 'workflow' | 'input' | 'version'> & { code?: string }
 
 export function schedulesCommand(): Command {
-  const command = new Command('schedules').description('workflows at set times')
+  const command = new Command('schedules')
 
   command
     .command('list')

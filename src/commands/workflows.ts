@@ -28,7 +28,7 @@ import {
 type ListOptions = Omit<RunFilter, 'status'> & { status?: string; json?: boolean }
 
 export function workflowsCommand(): Command {
-  const command = new Command('workflows').description('durable workflows: start them, look at their runs, steer them')
+  const command = new Command('workflows')
   lookCommands(command)
   startCommand(command)
   steerCommands(command)
