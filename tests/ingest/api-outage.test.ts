@@ -9,7 +9,7 @@ import { startNats } from '../../src/embedded/nats.ts'
 import { startServers, startTestPostgres } from '../servers.ts'
 import { startService, until } from '../service.ts'
 
-const servers = await startServers({ PUBLISH_TIMEOUT_MS: '1000', QUEUE_DEPTH_MAX: '1000' })
+const servers = await startServers({ PUBLISH_TIMEOUT_MS: '3000', QUEUE_DEPTH_MAX: '1000' })
 const service = await startService(servers)
 let { nats, postgres } = servers
 test.after(async () => {

@@ -2,7 +2,7 @@ import { sql } from 'drizzle-orm'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { startServers } from '../servers.ts'
-import { startService } from '../service.ts'
+import { startService, until } from '../service.ts'
 
 const servers = await startServers({ COMMIT_WAIT_MS: '400', MAX_DELIVER: '1' })
 const service = await startService(servers)
@@ -38,8 +38,12 @@ test('what is not committed in time is answered 202 with what is known', async (
   await holding
   assert.is(status, 202)
   assert.equal(body.events, [{ status: 'accepted', id: 'held' }])
-  const again = await post([event('held')])
-  assert.equal([again.status, again.body.events[0]!.status], [200, 'duplicate'])
+  // On a busy machine that may take longer than the wait, too.
+  const again = await until(async () => {
+    const answer = await post([event('held')])
+    return answer.status === 200 && answer
+  })
+  assert.is(again.body.events[0]!.status, 'duplicate')
 })
 
 test('a commit that no message told of is found by the poll', async () => {

@@ -103,7 +103,7 @@ test('what happens is counted: accepted, rejected by code, committed, duplicates
   assert.ok((await metric('millrace_batches_total{outcome="committed"}')) >= 3)
   await until(async () => (await metric('millrace_queue_depth')) === 0)
   assert.is(await metric('millrace_queue_lag_seconds'), 0)
-  assert.is(await metric('millrace_workers{state="pulling"}'), 3)
+  await until(async () => (await metric('millrace_workers{state="pulling"}')) === 3)
   assert.ok((await metric('millrace_batch_target_events')) > 0)
   assert.ok((await metric('process_resident_memory_bytes')) > 1e6)
   assert.ok((await metric('process_cpu_seconds_total{mode="user"}')) > 0)
@@ -133,7 +133,9 @@ test('every event has a trace id, and it is the one that was answered', async ()
 test('each worker of the pool reports itself', async () => {
   const pools = await until(async () => {
     const { body } = await service.get('/v1/workers')
-    return body.processes.length === 1 && body.processes[0].workers.some((each: any) => each.committed > 0) && body
+    const workers = body.processes.length === 1 ? body.processes[0].workers : []
+    const idle = workers.every((each: any) => each.state === 'pulling' && each.inFlight === 0)
+    return idle && workers.some((each: any) => each.committed > 0) && body
   })
   const [pool] = pools.processes
   assert.is(pool.silent, false)

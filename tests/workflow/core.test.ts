@@ -151,7 +151,7 @@ test('a run that sleeps long leaves memory and is replayed when its time comes',
     await run.step('before', () => {
       before += 1
     })
-    await run.sleep('3s')
+    await run.sleep('1h')
     return run.step('after', () => 'awake')
   })
   const engine = await engineOf([naps])
@@ -161,8 +161,24 @@ test('a run that sleeps long leaves memory and is replayed when its time comes',
     handle.runId,
   ])
   assert.is(rows[0].status, 'waiting')
+  // The hour is over.
+  for (const table of ['workflow_steps', 'workflow_runs'])
+    await servers.database.pool.query(
+      `update ${table} set due_at = due_at - interval '1 hour' where run_id = $1 and due_at is not null`,
+      [handle.runId],
+    )
   assert.is(await handle.result(), 'awake')
   assert.is(before, 1)
+})
+
+test('a short sleep ends by itself, in memory or out of it', async () => {
+  const dozes = workflow('dozes', async (run) => {
+    await run.sleep('100ms')
+    await run.sleep('2500ms')
+    return 'awake'
+  })
+  const engine = await engineOf([dozes])
+  assert.is(await (await startRun(engine, dozes, null)).result(), 'awake')
 })
 
 test('a run started by a process without workflows is run by another', async () => {

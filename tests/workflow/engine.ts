@@ -12,7 +12,7 @@ export type Engines = {
   stop: () => Promise<void>
 }
 
-/** Short leases, so that no test waits for long ones. `alone`: without NATS. */
+/** Leases are as long as in life: on a busy machine a short one is lost, and its steps run again. `alone`: without NATS. */
 export function enginesOf(servers: Servers, telemetry?: EngineDeps['telemetry']): Engines {
   const engines: Engine[] = []
   let jobs: Promise<PgBoss> | undefined
@@ -30,7 +30,7 @@ export function enginesOf(servers: Servers, telemetry?: EngineDeps['telemetry'])
           ...(telemetry === undefined ? {} : { telemetry }),
           onError: (error, doing) => errors.push(`${doing}: ${String(error)}`),
         },
-        { workflows, leaseMs: 2_000, sweepMs: 100, ...options },
+        { workflows, sweepMs: 100, ...options },
       )
       engines.push(engine)
       return engine

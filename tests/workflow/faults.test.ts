@@ -51,7 +51,7 @@ test('a step is told to stop while its lease still holds, and does its work agai
   const own = enginesOf(servers, telemetry)
   const aborted: string[] = []
   const definition = hangs('doubted', aborted)
-  const engine = await own.start([definition])
+  const engine = await own.start([definition], { leaseMs: 2_000 })
   const handle = await startRun(engine, definition, null)
   // Nobody can renew the lease, nor end it.
   const client = await servers.database.pool.connect()
@@ -130,7 +130,7 @@ test('a run whose claim got lost on the way is found by the worker that holds it
   const strays = workflow('strays', async (run) => run.step('one', () => 'found'))
   const starter = await engines.start([])
   const handle = await startRun(starter, strays, null, { delay: '1h' })
-  const engine = await engines.start([strays])
+  const engine = await engines.start([strays], { leaseMs: 2_000 })
   // As after a claim that committed while its answer was lost.
   await servers.database.pool.query(
     `update workflow_runs set status = 'running', epoch = 1, due_at = null,

@@ -92,9 +92,22 @@ test('a paused worker that wakes after its lease can record nothing', async () =
   const starter = await engines.start([])
   const paused = await spawnWorker(ledger)
   const definition = ledgered(ledger)
-  const handles = await Promise.all(Array.from({ length: 100 }, (_, n) => startRun(starter, definition, n)))
-  await pause(60)
-  paused.kill('SIGSTOP')
+  const handles: Handle<unknown>[] = []
+  const open = async () => {
+    const { rows } = await servers.database.pool.query(
+      `select count(*)::int as n from workflow_runs where name = 'ledgered' and status = 'running'`,
+    )
+    return rows[0].n > 0
+  }
+  for (;;) {
+    const written = statSync(ledger).size
+    handles.push(...(await Promise.all(Array.from({ length: 100 }, (_, n) => startRun(starter, definition, n)))))
+    await until(() => statSync(ledger).size > written)
+    paused.kill('SIGSTOP')
+    // Else it was through before it was paused.
+    if (await open()) break
+    paused.kill('SIGCONT')
+  }
   await spawnWorker(ledger)
   // The second worker has ended the first one's lease once it runs one of its runs.
   await until(async () => {
@@ -113,7 +126,7 @@ test('a paused worker that wakes after its lease can record nothing', async () =
   const ended = await servers.database.pool.query(
     `select count(*)::int as n from workflow_runs where name = 'ledgered' and status = 'completed'`,
   )
-  assert.is(ended.rows[0].n, 100)
+  assert.is(ended.rows[0].n, handles.length)
   for (const worker of workers) worker.kill('SIGKILL')
 })
 

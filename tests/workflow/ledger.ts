@@ -8,12 +8,14 @@ import { appendFileSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connectBroker } from '../../src/broker/connect.ts'
 import { connectDatabase } from '../../src/db/connect.ts'
-import { type Run, startEngine, workflow } from '../../src/index.ts'
+import { type Run, type StepTools, startEngine, workflow } from '../../src/index.ts'
 
 /** @returns a token that names this one execution; the journal must hold the last one's */
-async function act(ledger: string, run: Run, step: string): Promise<string> {
+async function act(ledger: string, run: Run, step: string, { signal }: StepTools): Promise<string> {
   const token = randomUUID()
   await pause(Math.random() * 20)
+  // A worker that is alive and too slow to keep its lease is told before another does the same.
+  signal.throwIfAborted()
   appendFileSync(ledger, `${run.runId} ${step} ${token}\n`)
   await pause(Math.random() * 20)
   return token
@@ -21,15 +23,15 @@ async function act(ledger: string, run: Run, step: string): Promise<string> {
 
 export const ledgered = (ledger: string) =>
   workflow('ledgered', async (run, n: number) => {
-    await run.step('a', () => act(ledger, run, 'a'))
-    await Promise.all(['b', 'c'].map((name) => run.step(name, () => act(ledger, run, name))))
+    await run.step('a', (tools) => act(ledger, run, 'a', tools))
+    await Promise.all(['b', 'c'].map((name) => run.step(name, (tools) => act(ledger, run, name, tools))))
     await run.sleep(30)
     const winner = await Promise.race([
-      run.step('d', () => act(ledger, run, 'd')).then(() => 'd'),
-      run.step('e', () => act(ledger, run, 'e')).then(() => 'e'),
+      run.step('d', (tools) => act(ledger, run, 'd', tools)).then(() => 'd'),
+      run.step('e', (tools) => act(ledger, run, 'e', tools)).then(() => 'e'),
     ])
-    await run.step(`after ${winner}`, () => act(ledger, run, `after ${winner}`))
-    await run.step('f', () => act(ledger, run, 'f'))
+    await run.step(`after ${winner}`, (tools) => act(ledger, run, `after ${winner}`, tools))
+    await run.step('f', (tools) => act(ledger, run, 'f', tools))
     return { n, winner }
   })
 
@@ -39,7 +41,7 @@ if (process.argv[1] === import.meta.filename) {
   const broker = natsUrl === 'none' ? null : await connectBroker({ NATS_URL: natsUrl }, 'ledger')
   await startEngine(
     { database, databaseUrl, broker, onError: () => {} },
-    { workflows: [ledgered(ledger)], leaseMs: 1_500, sweepMs: 200, runsMax: 150 },
+    { workflows: [ledgered(ledger)], leaseMs: 3_000, sweepMs: 200, runsMax: 150 },
   )
   process.send?.('ready')
 }

@@ -101,8 +101,12 @@ test('a limit set on a queue at work holds from the next start on', async () => 
   const engine = await engines.start([later])
   await (await startRun(engine, later, 'x')).result()
   await setLimits(pool, 'later', { concurrency: 1 })
-  // The worker reads the limits at each sweep.
-  await new Promise((resolve) => setTimeout(resolve, 300))
+  // The worker reads the limits at each sweep; a run that it begins after that counts against them.
+  await until(async () => {
+    const { runId, result } = await startRun(engine, later, 'x')
+    await result()
+    return (await pool.query('select from workflow_runs where run_id = $1 and holds', [runId])).rowCount === 1
+  })
   const runs = await Promise.all(Array.from({ length: 5 }, () => startRun(engine, later, 'y')))
   await Promise.all(runs.map((run) => run.result()))
   assert.is(count.most('y'), 1)
