@@ -33,6 +33,13 @@ program
   .action(async (modules: string[]) => (await service()).serveWorker(loadConfig(), modules, stopSignal()))
 
 program
+  .command('migrate')
+  .description(
+    'make the tables and the stream, or bring them to this version; api and worker do so themselves where they may',
+  )
+  .action(async () => (await service()).migrate(loadConfig(), stopSignal()))
+
+program
   .command('dev')
   .description('the whole service with embedded Postgres and nats-server')
   .argument('[modules...]', 'whose workflows to run, such as ./workflows.ts')
@@ -75,9 +82,9 @@ for (const [name, { says, load }] of Object.entries(groups))
   program.addCommand((process.argv.slice(2, 4).includes(name) ? await load() : new Command(name)).description(says))
 
 program.parseAsync().catch(async (error) => {
-  const { isOutage } = await import('./db/connect.ts')
+  const { databaseRefused, isOutage } = await import('./db/connect.ts')
   console.error(
-    `millrace: ${isOutage(error) ? 'Postgres does not answer: start `millrace dev`, or set DATABASE_URL' : describe(error)}`,
+    `millrace: ${isOutage(error) ? 'Postgres does not answer: start `millrace dev`, or set DATABASE_URL' : describe(databaseRefused(error) ?? error)}`,
   )
   process.exit(1)
 })

@@ -34,9 +34,23 @@ const number = (fallback: number, min: number, max: number, says: string, whole 
 const MiB = 1024 * 1024
 
 const variables = {
-  DATABASE_URL: text('postgres://postgres@127.0.0.1:5432/millrace', 'Postgres (15 or newer)'),
+  DATABASE_URL: text(
+    'postgres://postgres@127.0.0.1:5432/millrace',
+    'Postgres (15 or newer); ?sslmode=verify-full for TLS, &sslrootcert=FILE for an authority of your own',
+  ),
   DATABASE_POOL_SIZE: number(10, 2, 200, 'connections to Postgres per process'),
-  NATS_URL: text('nats://127.0.0.1:4222', 'NATS servers (2.12 or newer), comma-separated'),
+  NATS_URL: text(
+    'nats://127.0.0.1:4222',
+    'NATS servers (2.12 or newer), comma-separated; nats://, or tls:// for TLS; user:password@ or token@ before a host',
+  ),
+  NATS_CA_FILE: text(
+    '',
+    'PEM of the authority that signed the certificate of NATS; asks for TLS, as tls:// in NATS_URL does',
+  ),
+  NATS_CERT_FILE: text('', 'PEM of a certificate to show to NATS (mutual TLS)'),
+  NATS_KEY_FILE: text('', 'PEM of its private key'),
+  NATS_CREDS_FILE: text('', 'credentials for NATS: a .creds file (JWT and seed)'),
+  NATS_NKEY_FILE: text('', 'or the seed of an nkey'),
   NATS_REPLICAS: number(1, 1, 5, 'copies of the stream; 3 on a cluster'),
   STREAM_BYTES_MAX: number(10 * 1024 * MiB, MiB, 2 ** 50, 'bytes the stream may hold; beyond it the API answers 503'),
   LOG_LEVEL: text('info', 'trace, debug, info, warn, error or silent'),

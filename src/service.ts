@@ -3,19 +3,18 @@
 import { join } from 'node:path'
 import type { PgBoss } from 'pg-boss'
 import pino, { type Logger } from 'pino'
-import { type Broker, connectBroker } from './broker/connect.ts'
-import { ensureStream } from './broker/streams.ts'
+import type { Broker } from './broker/connect.ts'
 import type { Config } from './config.ts'
-import { connectDatabase, type DatabaseConnection } from './db/connect.ts'
+import type { DatabaseConnection } from './db/connect.ts'
 import { startJobs } from './db/jobs.ts'
-import { migrateDatabase } from './db/migrate.ts'
 import { startNats } from './embedded/nats.ts'
 import { startPostgres } from './embedded/postgres.ts'
 import { announceServers } from './embedded/running.ts'
 import { describe } from './errors.ts'
-import { startApi, startWorkerServer } from './ingest/api.ts'
+import { serveWorkerProbes, startApi } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
+import { reachServers } from './reach-servers.ts'
 import { withLocalJaeger } from './telemetry/jaeger.ts'
 import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
 import { workflowRoutes } from './workflow/api.ts'
@@ -26,9 +25,8 @@ import { queueRoutes } from './workflow/queue-routes.ts'
 import { scheduleRoutes } from './workflow/schedule-routes.ts'
 import { watchSchedules } from './workflow/schedules.ts'
 
-/** Serves the HTTP API until the signal. */
+/** Serves the HTTP API until the signal, from when Postgres and NATS are there. */
 export async function serveApi(config: Config, signal: AbortSignal): Promise<void> {
-  await migrateDatabase(config.DATABASE_URL)
   await observed('api', config, (telemetry) => runApi(config, telemetry, signal))
 }
 
@@ -38,8 +36,17 @@ export async function serveApi(config: Config, signal: AbortSignal): Promise<voi
  */
 export async function serveWorker(config: Config, modules: string[], signal: AbortSignal): Promise<void> {
   const workflows = await loadWorkflows(modules)
-  await migrateDatabase(config.DATABASE_URL)
   await observed('worker', config, (telemetry) => runWorker(config, telemetry, workflows, config.WORKER_PORT, signal))
+}
+
+/** Brings Postgres and JetStream to what this version needs, once both are there. Processes do so too, where they may. */
+export async function migrate(config: Config, signal: AbortSignal): Promise<void> {
+  await observed('migrate', config, async (telemetry) => {
+    const log = pino({ level: config.LOG_LEVEL, name: 'migrate' })
+    const reached = await reachServers({ log, telemetry }, config, 'migrate', undefined, signal)
+    await reached?.broker.close()
+    await reached?.database.close()
+  })
 }
 
 /**
@@ -54,7 +61,6 @@ export async function serveDev(given: Config, folder: string, modules: string[],
     startNats(join(folder, 'nats'), { detached: true }),
   ])
   const config = await withLocalJaeger({ ...given, DATABASE_URL: postgres.url, NATS_URL: nats.url })
-  await migrateDatabase(config.DATABASE_URL)
   const forget = announceServers(folder, { DATABASE_URL: postgres.url, NATS_URL: nats.url })
   await observed('dev', config, (telemetry) =>
     Promise.all([runApi(config, telemetry, signal), runWorker(config, telemetry, workflows, undefined, signal)]),
@@ -70,21 +76,20 @@ const aborted = (signal: AbortSignal) =>
 
 async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'api' })
-  const database = connectDatabase(config, (error) =>
-    log.warn({ error: error.message }, 'lost a connection to Postgres'),
-  )
-  const broker = await connectBroker(config, 'api')
-  await ensureStream(broker, config)
+  const reached = await reachServers({ log, telemetry }, config, 'api', config.PORT, signal)
+  if (reached === undefined) return
+  const { database, broker, door } = reached
   const publisher = createPublisher({ broker, telemetry }, config)
   const jobs = await startJobs(config.DATABASE_URL, {
     onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
   })
   const engine = await openEngine(config, { database, broker, jobs, log, telemetry }, [])
-  const server = await startApi({ db: database.db, broker, jobs, publisher, log, telemetry }, config, [
-    workflowRoutes(engine, config),
-    queueRoutes(engine, config),
-    scheduleRoutes(engine, config),
-  ])
+  const server = await startApi(
+    { db: database.db, broker, jobs, publisher, log, telemetry },
+    config,
+    [workflowRoutes(engine, config), queueRoutes(engine, config), scheduleRoutes(engine, config)],
+    door,
+  )
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
   log.info('stopping')
@@ -105,23 +110,21 @@ async function runWorker(
   signal: AbortSignal,
 ): Promise<void> {
   const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
-  const database = connectDatabase(config, (error) =>
-    log.warn({ error: error.message }, 'lost a connection to Postgres'),
-  )
-  const broker = await connectBroker(config, 'worker')
-  await ensureStream(broker, config)
+  const reached = await reachServers({ log, telemetry }, config, 'worker', port, signal)
+  if (reached === undefined) return
+  const { database, broker, door } = reached
   const jobs = await startJobs(config.DATABASE_URL, {
     maintain: true,
     onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
   })
   const deps = { db: database.db, broker, jobs, log, telemetry }
-  const server = port === undefined ? undefined : await startWorkerServer(deps, { HOST: config.HOST, PORT: port })
   const engine = await openEngine(config, { database, ...deps }, workflows)
   const stopSchedules = await watchSchedules(engine)
-  log.info({ pool: config.WORKER_POOL_SIZE, port: server?.port, workflows: workflows.map(codeOf) }, 'pulling')
+  if (door !== undefined) serveWorkerProbes(deps, door)
+  log.info({ pool: config.WORKER_POOL_SIZE, port: door?.port, workflows: workflows.map(codeOf) }, 'pulling')
   signal.addEventListener('abort', () => log.info('stopping'), { once: true })
   await Promise.all([consume(deps, config, signal), aborted(signal).then(stopSchedules).then(engine.stop)])
-  await server?.close()
+  await door?.close()
   await jobs.stop()
   await broker.close()
   await database.close()
@@ -143,7 +146,7 @@ const openEngine = (
 
 /** Runs what a process does under its telemetry. */
 async function observed(
-  name: 'api' | 'worker' | 'dev',
+  name: 'api' | 'worker' | 'dev' | 'migrate',
   config: Config,
   run: (telemetry: Telemetry) => Promise<unknown>,
 ): Promise<void> {

@@ -1,6 +1,15 @@
 /** The stream that holds events until they are committed, and the one durable consumer that all workers share. */
 
-import { AckPolicy, DeliverPolicy, DiscardPolicy, ReplayPolicy, RetentionPolicy, StorageType } from '@nats-io/jetstream'
+import { isDeepStrictEqual } from 'node:util'
+import {
+  AckPolicy,
+  DeliverPolicy,
+  DiscardPolicy,
+  JetStreamApiError,
+  ReplayPolicy,
+  RetentionPolicy,
+  StorageType,
+} from '@nats-io/jetstream'
 import type { Config } from '../config.ts'
 import type { Broker } from './connect.ts'
 
@@ -30,7 +39,7 @@ const subjects = new Map<string, string>()
  */
 const WORKERS_MAX = 256
 
-/** Creates or updates stream and consumer; what guarantees something is always written out. */
+/** Creates stream and consumer, or brings them to this; what guarantees something is always written out. */
 export async function ensureStream({ jsm }: Broker, config: Config): Promise<void> {
   const stream = {
     subjects: ['events.>'],
@@ -42,8 +51,8 @@ export async function ensureStream({ jsm }: Broker, config: Config): Promise<voi
     max_bytes: config.STREAM_BYTES_MAX,
     max_age: 0,
     max_msgs: -1,
-    // Identity lives in Postgres. A duplicate Nats-Msg-Id would reject a whole atomic batch, so none is sent.
-    duplicate_window: 0,
+    // Identity lives in Postgres. A duplicate Nats-Msg-Id would reject a whole atomic batch, so none is sent, and the
+    // server's window for them has nothing to look at.
     allow_atomic: true,
     allow_direct: true,
   }
@@ -57,14 +66,31 @@ export async function ensureStream({ jsm }: Broker, config: Config): Promise<voi
     max_ack_pending: config.MAX_ACK_PENDING * WORKERS_MAX,
     max_waiting: 4 * WORKERS_MAX,
   }
-  const exists = await jsm.streams.info(STREAM).then(
-    () => true,
-    (error: { code?: number; api_error?: { err_code?: number }; message: string }) => {
-      if (/stream not found/.test(error.message)) return false
-      throw error
-    },
-  )
-  if (exists) await jsm.streams.update(STREAM, stream)
-  else await jsm.streams.add({ name: STREAM, ...stream })
-  await jsm.consumers.add(STREAM, { durable_name: CONSUMER, ...consumer })
+  const found = await jsm.streams.info(STREAM).catch(absent)
+  if (found === undefined) await jsm.streams.add({ name: STREAM, ...stream })
+  else if (differs(found.config, stream)) await jsm.streams.update(STREAM, stream)
+  const reader = found && (await jsm.consumers.info(STREAM, CONSUMER).catch(absent))
+  if (reader === undefined || differs(reader.config, consumer))
+    await jsm.consumers.add(STREAM, { durable_name: CONSUMER, ...consumer })
+}
+
+/** err_code of JetStream's answers: no such stream, no such consumer; too few servers yet for the replicas. */
+const NO_STREAM = 10_059
+const NO_CONSUMER = 10_014
+const NO_SUITABLE_PEERS = 10_005
+
+function absent(error: unknown): undefined {
+  if (error instanceof JetStreamApiError && [NO_STREAM, NO_CONSUMER].includes(error.code)) return undefined
+  throw error
+}
+
+/** Whether something is not as wanted; a process whose user may not change the stream then need not. */
+const differs = (is: object, wanted: object) =>
+  Object.entries(wanted).some(([name, value]) => !isDeepStrictEqual((is as Record<string, unknown>)[name], value))
+
+/** Whether JetStream does not answer yet: it starts, elects a leader, or waits for its cluster. */
+export function isJetStreamAway(error: unknown): boolean {
+  if (error instanceof JetStreamApiError) return error.status === 503 || error.code === NO_SUITABLE_PEERS
+  if (!(error instanceof Error)) return false
+  return /^(TimeoutError|NoResponders(Error)?|ClosedConnectionError|RequestError)$/.test(error.name)
 }

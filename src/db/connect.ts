@@ -3,6 +3,9 @@
 import { drizzle, type NodePgDatabase } from 'drizzle-orm/node-postgres'
 import pg from 'pg'
 import type { Config } from '../config.ts'
+import { MillraceError } from '../errors.ts'
+import { explainHandshake } from '../tls.ts'
+import { connectionString } from './address.ts'
 import * as schema from './schema.ts'
 
 export type Database = NodePgDatabase<typeof schema> & { $client: pg.Pool }
@@ -20,13 +23,14 @@ const IDLE_IN_TRANSACTION_MS_MAX = 10_000
 /**
  * Opens a pool; connects on first use. A connection that Postgres drops is replaced on the next use, so its error event
  * needs no more than the log line the caller gives it; unheard, it would end the process.
+ * @throws MillraceError `invalid_config` for an address that cannot be used
  */
 export function connectDatabase(
   config: Pick<Config, 'DATABASE_URL' | 'DATABASE_POOL_SIZE'>,
   onLost: (error: Error) => void = () => {},
 ): DatabaseConnection {
   const pool = new pg.Pool({
-    connectionString: config.DATABASE_URL,
+    connectionString: connectionString(config.DATABASE_URL),
     max: config.DATABASE_POOL_SIZE,
     connectionTimeoutMillis: 5_000,
     query_timeout: QUERY_MS_MAX,
@@ -86,7 +90,20 @@ export function isOutage(thrown: unknown): boolean {
     // The driver has no class or code for these.
     if (/timeout exceeded when trying to connect|Connection terminated|Query read timeout/.test(error.message))
       return true
-    if ('syscall' in error && error.syscall === 'connect') return true
+    if ('syscall' in error && /^(connect|getaddrinfo|read|write)$/.test(String(error.syscall))) return true
   }
   return false
+}
+
+/** Why Postgres will not be talked to however long one waits, in words to act on; undefined where waiting may help. */
+export function databaseRefused(thrown: unknown): MillraceError | undefined {
+  const refused = (reason: string) =>
+    new MillraceError('invalid_config', `Postgres at DATABASE_URL ${reason}`, { cause: thrown })
+  const handshake = explainHandshake(thrown, { ca: 'sslrootcert in it', cert: 'sslcert in it' })
+  if (handshake !== undefined) return refused(`is not to be trusted: ${handshake}`)
+  const sqlState = sqlStateOf(thrown)
+  if (sqlState?.startsWith('28'))
+    return refused('does not let this user in: check user, password and sslmode in it (verify-full for TLS)')
+  if (sqlState === '3D000') return refused('has no such database: create it, or check the address')
+  return undefined
 }

@@ -3,6 +3,7 @@
 import { sql } from 'drizzle-orm'
 import type pg from 'pg'
 import { type Db, fromDrizzle, PgBoss, type Queue } from 'pg-boss'
+import { connectionString } from './address.ts'
 import type { Transaction } from './connect.ts'
 
 export const FAILED_BATCHES = 'failed-batches'
@@ -43,7 +44,7 @@ export async function startJobs(
   { migrate = false, maintain = false, onError = (_: Error) => {} } = {},
 ): Promise<PgBoss> {
   const jobs = new PgBoss({
-    connectionString: url,
+    connectionString: connectionString(url),
     application_name: 'millrace jobs',
     max: 2,
     migrate,
@@ -53,9 +54,15 @@ export async function startJobs(
     registerInstance: false,
   })
   jobs.on('error', onError)
-  await jobs.start()
-  if (migrate) for (const { name, ...options } of QUEUES) await jobs.createQueue(name, options)
-  return jobs
+  try {
+    await jobs.start()
+    if (migrate) for (const { name, ...options } of QUEUES) await jobs.createQueue(name, options)
+    return jobs
+  } catch (error) {
+    // It may have been half started.
+    await jobs.stop({ graceful: false }).catch(() => {})
+    throw error
+  }
 }
 
 /** The same for a transaction on a bare client. */

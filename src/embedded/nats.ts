@@ -2,10 +2,10 @@
 
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { connect } from 'nats'
 import { MillraceError } from '../errors.ts'
 import { freePort } from './port.ts'
 import { type EmbeddedServer, stopChild } from './postgres.ts'
@@ -55,13 +55,23 @@ ${more}
         'unavailable',
         `nats-server did not start (make install gets it): ${failed?.message ?? lastWords}`,
       )
-    try {
-      const nc = await connect({ servers: url, reconnect: false, timeout: 2_000 })
-      await nc.close()
-      break
-    } catch {
-      await pause(15)
-    }
+    if (await greets(chosen)) break
+    await pause(15)
   }
   return { url, port: chosen, process: child, stop: () => stopChild(child, 'SIGINT') }
+}
+
+/** Whether a server greets with its INFO, which it does before it asks for TLS or credentials. */
+function greets(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1')
+    const end = (greeted: boolean) => {
+      socket.destroy()
+      resolve(greeted)
+    }
+    socket.setTimeout(2_000, () => end(false))
+    socket.once('data', (bytes) => end(bytes.toString().startsWith('INFO ')))
+    socket.once('error', () => end(false))
+    socket.once('close', () => end(false))
+  })
 }

@@ -15,9 +15,16 @@ const CHECK_MS = 5_000
 /** What has not finished this long after `close` is cut off: it holds nothing that was answered. */
 const CLOSE_MS = 20_000
 
-/** Listens on HOST:PORT; `close` refuses new connections and lets requests in progress finish. */
-export async function listen(app: Koa<TracedState>, config: Pick<Config, 'HOST' | 'PORT'>) {
-  const handle = app.callback()
+/**
+ * An open port, and who answers there.
+ * @property serve  lets another app answer from the next request on
+ * @property close  refuses new connections and lets requests in progress finish
+ */
+export type Door = { port: number; serve: (app: Koa<TracedState>) => void; close: () => Promise<void> }
+
+/** Listens on HOST:PORT. */
+export async function openDoor(app: Koa<TracedState>, config: Pick<Config, 'HOST' | 'PORT'>): Promise<Door> {
+  let handle = app.callback()
   let closing = false
   const server: Server = createServer(
     {
@@ -47,5 +54,8 @@ export async function listen(app: Koa<TracedState>, config: Pick<Config, 'HOST' 
       })
       server.closeIdleConnections()
     })
-  return { port, close }
+  const serve = (next: Koa<TracedState>) => {
+    handle = next.callback()
+  }
+  return { port, serve, close }
 }

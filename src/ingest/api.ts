@@ -10,7 +10,7 @@ import { describe } from '../errors.ts'
 import { answerErrors } from '../http/errors.ts'
 import { openapiRoutes } from '../http/openapi.ts'
 import type { Routes } from '../http/routes.ts'
-import { listen } from '../http/server.ts'
+import { type Door, openDoor } from '../http/server.ts'
 import { observeRequests, serveMetrics, type TracedState } from '../telemetry/http.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { createCommitWait } from './commit-wait.ts'
@@ -40,9 +40,10 @@ const HEADERS_BYTES_MAX = 4_096
 /**
  * Starts everything the API needs and listens on HOST:PORT.
  * @param more  routes of other parts, such as the workflows'
+ * @param door  to answer at in place of HOST:PORT
  * @returns the port, and `close`, which lets requests in progress finish
  */
-export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = []) {
+export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = [], door?: Door) {
   const { db, broker, log, telemetry } = deps
   const config = { ...given, EVENT_BYTES_MAX: Math.min(given.EVENT_BYTES_MAX, eventBytesMaxOf(broker)) }
   if (config.EVENT_BYTES_MAX < given.EVENT_BYTES_MAX)
@@ -67,7 +68,8 @@ export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = []
   ]
   for (const { router } of [...routes, openapiRoutes(routes)]) app.use(router.routes()).use(router.allowedMethods())
 
-  const server = await listen(app, config)
+  door?.serve(app)
+  const server = door ?? (await openDoor(app, config))
   const close = async () => {
     // Those who wait for a commit are told what is known by now.
     commits.close()
@@ -82,9 +84,9 @@ export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = []
 const eventBytesMaxOf = ({ nc }: Broker): number => (nc.info?.max_payload ?? 1024 * 1024) - HEADERS_BYTES_MAX
 
 /** What a worker process serves to those who watch it: `/healthz`, `/readyz` and `/metrics`. */
-export async function startWorkerServer(deps: ReadinessDeps, config: Pick<Config, 'HOST' | 'PORT'>) {
+export function serveWorkerProbes(deps: ReadinessDeps, door: Door): void {
   const app = new Koa<TracedState>()
   deps.telemetry.metrics.observeQueue(() => readQueue(deps.broker))
   app.use(serveMetrics(deps.telemetry)).use(probeRoutes(deps, 'worker').router.routes())
-  return listen(app, config)
+  door.serve(app)
 }

@@ -52,7 +52,9 @@ export async function connect(options: ConnectOptions = {}): Promise<Client> {
   const config = { ...given, DATABASE_URL: options.databaseUrl ?? given.DATABASE_URL }
   const onError = options.onError ?? ((error, doing) => console.error(`millrace: ${doing}:`, error))
   const broker: Broker | null =
-    options.natsUrl === null ? null : await connectBroker({ NATS_URL: options.natsUrl ?? given.NATS_URL }, 'client')
+    options.natsUrl === null
+      ? null
+      : await connectBroker({ ...given, NATS_URL: options.natsUrl ?? given.NATS_URL }, 'client')
   const database = connectDatabase(config, (error) => onError(error, 'lost a connection to Postgres'))
   const jobs = await startJobs(config.DATABASE_URL, { onError: (error) => onError(error, 'pg-boss') })
   const { workflows = [] } = options

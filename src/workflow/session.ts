@@ -1,6 +1,7 @@
 /** The engine's connections to Postgres: apart from the users' own, and with settings of their own. */
 
 import pg from 'pg'
+import { connectionString } from '../db/address.ts'
 
 /**
  * A plan made while a table is empty reads it whole, and stays when it is full. All statements of the engine go by
@@ -40,7 +41,7 @@ export function openSessions(
   { max, pipeline }: { max: number; pipeline: boolean },
 ): pg.Pool {
   const pool = new pg.Pool({
-    connectionString: url,
+    connectionString: connectionString(url),
     max,
     pipeline,
     connectionTimeoutMillis: 5_000,
