@@ -33,7 +33,14 @@ const [postgres, nats] = await Promise.all([
   startPostgres(join(dir, 'postgres'), { detached: true }),
   startNats(join(dir, 'nats'), { detached: true }),
 ])
-const env = { DATABASE_URL: postgres.url, NATS_URL: nats.url, PORT: '0', HOST: '127.0.0.1', LOG_LEVEL: 'info' }
+const env = {
+  DATABASE_URL: postgres.url,
+  NATS_URL: nats.url,
+  PORT: '0',
+  HOST: '127.0.0.1',
+  LOG_LEVEL: 'info',
+  API_KEYS: 'off',
+}
 const config = loadConfig({ ...process.env, ...env })
 await migrateDatabase(config.DATABASE_URL)
 const broker = await connectBroker(config, 'bench')

@@ -64,6 +64,7 @@ async function startService(name: Case) {
     DATABASE_URL: postgres.url.replace(/[^/]*$/, database),
     NATS_URL: nats.url,
     PORT: '0',
+    API_KEYS: 'off',
     HOST: '127.0.0.1',
     LOG_LEVEL: 'info',
   }

@@ -139,6 +139,7 @@ try {
     NATS_URL: nats.url,
     HOST: '127.0.0.1',
     PORT: '0',
+    API_KEYS: 'off',
     WORKER_PORT: '0',
     RETRY_DELAY_MS: '200',
   }

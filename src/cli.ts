@@ -45,7 +45,12 @@ program
   .argument('[modules...]', 'whose workflows to run, such as ./workflows.ts')
   .option('--data <folder>', 'where the servers keep their data', '.millrace')
   .action(async (modules: string[], { data }: { data: string }) =>
-    (await service()).serveDev(loadConfig(), resolve(data), modules, stopSignal()),
+    (await service()).serveDev(
+      loadConfig(undefined, { API_KEYS: 'off', HOST: '127.0.0.1' }),
+      resolve(data),
+      modules,
+      stopSignal(),
+    ),
   )
 
 program
@@ -75,6 +80,10 @@ const groups = {
   schedules: {
     says: 'workflows at set times',
     load: async () => (await import('./commands/schedules.ts')).schedulesCommand(),
+  },
+  keys: {
+    says: 'who may use the API: make, list, rotate and revoke keys',
+    load: async () => (await import('./commands/keys.ts')).keysCommand(),
   },
 }
 // Also as `millrace help workflows`.

@@ -31,6 +31,16 @@ const number = (fallback: number, min: number, max: number, says: string, whole 
   },
 })
 
+const choice = <T extends string>(fallback: T, options: readonly T[], says: string): Variable<T> => ({
+  fallback,
+  says,
+  read: (value) => {
+    const found = options.find((option) => option === value.toLowerCase())
+    if (found === undefined) throw new Error(`say ${options.join(' or ')}`)
+    return found
+  },
+})
+
 const MiB = 1024 * 1024
 
 const variables = {
@@ -56,7 +66,15 @@ const variables = {
   LOG_LEVEL: text('info', 'trace, debug, info, warn, error or silent'),
 
   PORT: number(8080, 0, 65535, 'port of the HTTP API; 0 takes a free one'),
-  HOST: text('0.0.0.0', 'address the HTTP API listens on'),
+  HOST: text('0.0.0.0', 'address the HTTP API listens on; `millrace dev`: 127.0.0.1'),
+  API_KEYS: choice('required', ['required', 'off'], 'whether requests need an API key; `millrace dev`: off'),
+  METRICS_OPEN: flag(false, 'serve /metrics without a key'),
+  HSTS_MAX_AGE_S: number(
+    0,
+    0,
+    2 ** 31,
+    's for which browsers come by https only, where TLS ends before the API; 0: unsaid',
+  ),
   BODY_BYTES_MAX: number(128 * MiB, 1024, 2 ** 40, 'bytes of one request body as sent'),
   BODY_DECODED_BYTES_MAX: number(512 * MiB, 1024, 2 ** 40, 'bytes of one request body after decompression'),
   JSON_BYTES_MAX: number(16 * MiB, 1024, 2 ** 30, 'bytes of a JSON body, which is parsed whole; NDJSON is streamed'),

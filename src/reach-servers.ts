@@ -14,9 +14,9 @@ import { databaseInsecurity } from './db/address.ts'
 import { connectDatabase, type DatabaseConnection, databaseRefused, isOutage } from './db/connect.ts'
 import { migrateDatabase } from './db/migrate.ts'
 import { describe, MillraceError } from './errors.ts'
+import type { RequestState } from './http/caller.ts'
 import { answerErrors } from './http/errors.ts'
 import { type Door, openDoor } from './http/server.ts'
-import { serveMetrics, type TracedState } from './telemetry/http.ts'
 import type { Telemetry } from './telemetry/telemetry.ts'
 
 const AGAIN_MS = 250
@@ -45,7 +45,7 @@ export async function reachServers(
   const door =
     port === undefined
       ? undefined
-      : await openDoor(waitingRoom({ log, telemetry }, checks), { HOST: config.HOST, PORT: port })
+      : await openDoor(waitingRoom({ log, telemetry }, config, checks), { ...config, PORT: port })
   const failed = new AbortController()
   const giveUp = AbortSignal.any([signal, failed.signal])
   let broker: Broker | undefined
@@ -122,16 +122,21 @@ async function reachJetStream({ log }: { log: Logger }, config: Config, name: st
 }
 
 /** What is served until the servers are there. */
-function waitingRoom({ log, telemetry }: { log: Logger; telemetry: Telemetry }, checks: Checks): Koa<TracedState> {
-  const app = new Koa<TracedState>()
+function waitingRoom(
+  { log, telemetry }: { log: Logger; telemetry: Telemetry },
+  { METRICS_OPEN }: Pick<Config, 'METRICS_OPEN'>,
+  checks: Checks,
+): Koa<RequestState> {
+  const app = new Koa<RequestState>()
   app.on('error', (error) => log.warn({ error: describe(error) }, 'an answer was not delivered'))
-  app.use(serveMetrics(telemetry)).use(answerErrors({ log }))
-  app.use((ctx) => {
+  app.use(answerErrors({ log }))
+  app.use(async (ctx) => {
     if (ctx.path === '/healthz') ctx.body = { status: 'ok' }
     else if (ctx.path === '/readyz') {
       ctx.status = 503
       ctx.body = { ready: false, checks: { ...checks, workers: 'not started' } }
-    } else {
+    } else if (ctx.path === '/metrics' && METRICS_OPEN) ctx.body = await telemetry.metrics.render()
+    else {
       const missing = Object.entries(checks).flatMap(([server, state]) => (state === 'ok' ? [] : [server]))
       throw new MillraceError('unavailable', `Starting: waiting for ${missing.join(' and ')}; retry later`)
     }

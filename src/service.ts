@@ -90,6 +90,7 @@ async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal)
     [workflowRoutes(engine, config), queueRoutes(engine, config), scheduleRoutes(engine, config)],
     door,
   )
+  if (config.API_KEYS === 'off') log.warn('API_KEYS=off: whoever reaches this port may do everything')
   log.info({ port: server.port }, 'listening')
   await aborted(signal)
   log.info('stopping')
@@ -120,11 +121,12 @@ async function runWorker(
   const deps = { db: database.db, broker, jobs, log, telemetry }
   const engine = await openEngine(config, { database, ...deps }, workflows)
   const stopSchedules = await watchSchedules(engine)
-  if (door !== undefined) serveWorkerProbes(deps, door)
+  const probes = door === undefined ? undefined : await serveWorkerProbes(deps, config, door)
   log.info({ pool: config.WORKER_POOL_SIZE, port: door?.port, workflows: workflows.map(codeOf) }, 'pulling')
   signal.addEventListener('abort', () => log.info('stopping'), { once: true })
   await Promise.all([consume(deps, config, signal), aborted(signal).then(stopSchedules).then(engine.stop)])
   await door?.close()
+  probes?.close()
   await jobs.stop()
   await broker.close()
   await database.close()

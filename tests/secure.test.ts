@@ -76,6 +76,7 @@ const databaseUrl = (more = `?sslmode=verify-full&sslrootcert=${authority.file}`
 const environment = (user: string, more: Record<string, string> = {}) => ({
   ...TLS,
   DATABASE_URL: databaseUrl(),
+  API_KEYS: 'off',
   NATS_URL: natsUrl(user),
   HOST: '127.0.0.1',
   RETRY_DELAY_MS: '10',

@@ -74,6 +74,7 @@ export async function startServers(env: Record<string, string> = {}) {
   })
   const config: Config = loadConfig({
     PORT: '0',
+    API_KEYS: 'off',
     HOST: '127.0.0.1',
     LOG_LEVEL: 'silent',
     ...env,

@@ -57,11 +57,25 @@ export async function startService(servers: Servers, over: Partial<Config> = {},
       })
       return { status: response.status, headers: response.headers, body: await response.json() }
     },
-    get: async (path: string) => {
-      const response = await fetch(`${url}${path}`)
+    get: async (path: string, headers: Record<string, string> = {}) => {
+      const response = await fetch(`${url}${path}`, { headers })
       const text = await response.text()
       const json = response.headers.get('content-type')?.includes('json')
       return { status: response.status, body: json ? JSON.parse(text) : text }
+    },
+    /** Any request with this key, with the body as JSON. */
+    ask: async (key: string | undefined, method: string, path: string, body?: unknown) => {
+      const response = await fetch(`${url}${path}`, {
+        method,
+        headers: {
+          ...(key === undefined ? {} : { authorization: `Bearer ${key}` }),
+          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      })
+      const text = await response.text()
+      const json = response.headers.get('content-type')?.includes('json')
+      return { status: response.status, headers: response.headers, body: json ? JSON.parse(text) : text }
     },
     stop: async () => {
       stopping.abort()

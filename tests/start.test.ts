@@ -25,6 +25,7 @@ const env = {
   NATS_URL: `nats://127.0.0.1:${natsPort}`,
   HOST: '127.0.0.1',
   PORT: String(apiPort),
+  API_KEYS: 'off',
   WORKER_PORT: String(workerPort),
 }
 const servers: EmbeddedServer[] = []

@@ -339,3 +339,52 @@ export const workflowSchedules = pgTable('workflow_schedules', {
   skipped: bigint({ mode: 'number' }).notNull().default(0),
   createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
 })
+
+/**
+ * Who may do what. Of a key's secret there is only the hash; a key that ended stays, so that audit rows go on naming it.
+ */
+export const apiKeys = pgTable(
+  'api_keys',
+  {
+    id: uuid().primaryKey(),
+    /** The part of the key that may be seen, and by which it is found. */
+    prefix: text().notNull().unique(),
+    /** SHA-256 of the secret part, in hexadecimal. */
+    secretHash: text('secret_hash').notNull(),
+    tenant: text().notNull(),
+    name: text().notNull(),
+    scopes: text({ enum: ['ingest', 'read', 'operate', 'admin'] })
+      .array()
+      .notNull(),
+    /** Of which sources it may send events: as they are, or with `*` at the end; null: of all. */
+    sources: text().array(),
+    /** Events per second on average, and at once; null: no limit. */
+    rate: integer(),
+    burst: integer(),
+    createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
+    expiresAt: instant('expires_at'),
+    revokedAt: instant('revoked_at'),
+    /** The key that this one takes the place of. */
+    rotatedFrom: uuid('rotated_from'),
+    /** Processes read what changed since they last looked. */
+    changedAt: instant('changed_at').notNull().default(sql`clock_timestamp()`),
+  },
+  (table) => [index('api_keys_by_change').on(table.changedAt), index('api_keys_by_tenant').on(table.tenant)],
+)
+
+/** Every act of an operator, over HTTP or from a terminal. Rows are only added: a trigger refuses everything else. */
+export const audit = pgTable(
+  'audit',
+  {
+    seq: bigint({ mode: 'number' }).primaryKey().generatedAlwaysAsIdentity(),
+    at: instant('at').notNull().default(sql`clock_timestamp()`),
+    tenant: text().notNull(),
+    /** `key <name> <prefix>`, or `cli <user>` */
+    actor: text().notNull(),
+    keyId: uuid('key_id'),
+    action: text().notNull(),
+    target: text(),
+    detail: jsonb(),
+  },
+  (table) => [index('audit_by_tenant').on(table.tenant, table.seq)],
+)

@@ -7,11 +7,14 @@ import { describe, type ErrorCode, MillraceError } from '../errors.ts'
 const STATUS: Partial<Record<ErrorCode, number>> = {
   invalid_request: 400,
   invalid_event: 400,
+  unauthenticated: 401,
+  forbidden: 403,
   not_found: 404,
   request_timeout: 408,
   conflict: 409,
   too_large: 413,
   unsupported_media_type: 415,
+  rate_limited: 429,
   unavailable: 503,
   overloaded: 503,
 }
@@ -31,6 +34,8 @@ export function errorBody(error: unknown): { error: string; message: string } & 
 /** Headers that belong to a refusal: when to come back, and whether the connection is still of use. */
 export function errorHeaders(error: unknown): Record<string, string> {
   const status = statusOf(error)
+  if (status === 401) return { 'WWW-Authenticate': 'Bearer realm="millrace"' }
+  if (status === 429) return { 'Retry-After': String((error as MillraceError).details.retry_after_s) }
   if (status === 503) return { 'Retry-After': String(RETRY_AFTER_S) }
   if (status === 408) return { Connection: 'close' }
   if (status === 415) return { 'Accept-Encoding': 'gzip, br, zstd' }

@@ -1,7 +1,7 @@
 /** `/openapi.json`: OpenAPI 3.1 of every route, put together from the schemas that check its requests. */
 
 import { Router } from '@koa/router'
-import type { TracedState } from '../telemetry/http.ts'
+import type { RequestState } from './caller.ts'
 import { describeResponses, type Routes } from './routes.ts'
 
 const errorSchema = {
@@ -17,7 +17,7 @@ const errorSchema = {
 
 /** Serves the description of `parts` and of itself. */
 export function openapiRoutes(parts: Routes[]): Routes {
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   const paths: Routes['paths'] = {
     '/openapi.json': {
       get: {
@@ -37,7 +37,12 @@ export function openapiRoutes(parts: Routes[]): Routes {
       license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
     },
     paths,
-    components: { schemas: { Error: errorSchema } },
+    components: {
+      schemas: { Error: errorSchema },
+      securitySchemes: {
+        apiKey: { type: 'http', scheme: 'bearer', description: 'an API key: `mr_<prefix>_<secret>`' },
+      },
+    },
   })
   router.get('/openapi.json', (ctx) => {
     ctx.type = 'application/json'

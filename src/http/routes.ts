@@ -7,13 +7,22 @@ import type { Router } from '@koa/router'
 import { Ajv, type AnySchemaObject, type SchemaObject } from 'ajv'
 import addFormats from 'ajv-formats'
 import { MillraceError } from '../errors.ts'
-import type { TracedState } from '../telemetry/http.ts'
+import type { RequestState } from './caller.ts'
 
 export type Routes = {
-  router: Router<TracedState>
+  router: Router<RequestState>
   /** OpenAPI 3.1 path items by path, such as `/v1/events/{source}/{id}`. */
   paths: Record<string, object>
 }
+
+/** A time that Postgres can hold: it knows no year 0, and no offset from 16 hours on. */
+export const instantSchema = {
+  type: 'string',
+  maxLength: 64,
+  format: 'date-time',
+  pattern: '^(?!0000).*([zZ]|[+-](0[0-9]|1[0-5])(:?[0-9]{2})?)$',
+  description: 'RFC 3339, years 1 to 9999, offsets below 16 hours',
+} as const
 
 /** One query or path parameter. Strings are turned into the type that the schema names. */
 type Parameter = { description: string; schema: AnySchemaObject; required?: boolean }

@@ -4,7 +4,7 @@ import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import type Koa from 'koa'
 import type { Config } from '../config.ts'
-import type { TracedState } from '../telemetry/http.ts'
+import type { RequestState } from './caller.ts'
 
 /** Longer than the 60 s after which load balancers drop an idle connection, so that they drop it first. */
 const KEEP_ALIVE_MS = 65_000
@@ -16,14 +16,32 @@ const CHECK_MS = 5_000
 const CLOSE_MS = 20_000
 
 /**
+ * For browsers, should one come by: nothing here is a page, may be shown in one, or is kept. An answer is JSON or text
+ * that a stranger may have put into an event.
+ */
+const SECURITY_HEADERS = {
+  'X-Content-Type-Options': 'nosniff',
+  'Cache-Control': 'no-store',
+  'Content-Security-Policy': "default-src 'none'; frame-ancestors 'none'",
+  'Referrer-Policy': 'no-referrer',
+}
+
+/**
  * An open port, and who answers there.
  * @property serve  lets another app answer from the next request on
  * @property close  refuses new connections and lets requests in progress finish
  */
-export type Door = { port: number; serve: (app: Koa<TracedState>) => void; close: () => Promise<void> }
+export type Door = { port: number; serve: (app: Koa<RequestState>) => void; close: () => Promise<void> }
 
 /** Listens on HOST:PORT. */
-export async function openDoor(app: Koa<TracedState>, config: Pick<Config, 'HOST' | 'PORT'>): Promise<Door> {
+export async function openDoor(
+  app: Koa<RequestState>,
+  config: Pick<Config, 'HOST' | 'PORT' | 'HSTS_MAX_AGE_S'>,
+): Promise<Door> {
+  const headers = Object.entries({
+    ...SECURITY_HEADERS,
+    ...(config.HSTS_MAX_AGE_S === 0 ? {} : { 'Strict-Transport-Security': `max-age=${config.HSTS_MAX_AGE_S}` }),
+  })
   let handle = app.callback()
   let closing = false
   const server: Server = createServer(
@@ -34,6 +52,7 @@ export async function openDoor(app: Koa<TracedState>, config: Pick<Config, 'HOST
       connectionsCheckingInterval: CHECK_MS,
     },
     (req, res) => {
+      for (const [name, value] of headers) res.setHeader(name, value)
       // A kept-alive connection would go on bringing requests.
       if (closing) res.setHeader('Connection', 'close')
       void handle(req, res)
@@ -54,7 +73,7 @@ export async function openDoor(app: Koa<TracedState>, config: Pick<Config, 'HOST
       })
       server.closeIdleConnections()
     })
-  const serve = (next: Koa<TracedState>) => {
+  const serve = (next: Koa<RequestState>) => {
     handle = next.callback()
   }
   return { port, serve, close }

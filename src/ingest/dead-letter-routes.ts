@@ -5,8 +5,8 @@ import type { Context } from 'koa'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import { createBodyMemory, readWhole } from '../http/body.ts'
+import type { RequestState } from '../http/caller.ts'
 import { bodyReader, parameterReader, type Routes } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import {
   type DiscardBody,
   discardSchema,
@@ -36,7 +36,7 @@ const YEAR_1_MS = Date.parse('0001-01-01T00:00:00Z')
 const YEAR_10_000_MS = Date.parse('+010000-01-01T00:00:00Z')
 
 export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Config): Routes {
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   const memory = createBodyMemory(config)
   const readList = parameterReader<ListQuery>(listParameters)
   const readFilter = parameterReader<FilterQuery & { state: string }>(stateParameters)

@@ -7,8 +7,8 @@ import { Router } from '@koa/router'
 import { sql } from 'drizzle-orm'
 import { type Database, inTransaction, sqlStateOf } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
+import type { RequestState } from '../http/caller.ts'
 import { describeParameters, describeResponses, parameterReader, type Routes } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import { eventSchema } from './validate.ts'
 
 /** A filter that no index serves reads row after row; past this a narrower range is the better question. */
@@ -75,7 +75,7 @@ const filters = (query: ListQuery) => sql`
 type Row = { shown: string; published_us: string; stream_seq: string }
 
 export function eventReadRoutes({ db }: { db: Database }): Routes {
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   const readQuery = parameterReader<ListQuery>(listParameters)
   const readKey = parameterReader<{ source: string; id: string }>(keyParameters)
 

@@ -10,6 +10,7 @@ import { nowMs } from '../clock.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import { tooLarge } from '../http/body.ts'
+import type { Caller } from '../http/caller.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { type RequestTrace, startSend } from '../telemetry/tracing.ts'
 import type { OutgoingEvent } from './event.ts'
@@ -25,8 +26,15 @@ const PART_BYTES_MAX = 1024 * 1024
 const FLIGHTS_MAX = 4
 const FLIGHTS_MAX_CROWDED = 1
 
+const SOURCE_NOT_ALLOWED: Problem = {
+  code: 'source_not_allowed',
+  pointer: '/source',
+  message: 'is no source that this API key may send events of',
+}
+
 export type Intake = {
   readonly receivedMs: number
+  readonly caller: Caller
   readonly trace: RequestTrace
   readonly commitReply: string
   readonly outcomes: Outcome[]
@@ -43,8 +51,9 @@ export type Intake = {
 export type IntakeDeps = ValidateDeps & { publisher: Publisher; telemetry: Telemetry }
 
 /** @param commitReply  subject that hears of commits, for ?wait=committed; else empty */
-export const startIntake = (trace: RequestTrace, commitReply: string): Intake => ({
+export const startIntake = (caller: Caller, trace: RequestTrace, commitReply: string): Intake => ({
   receivedMs: nowMs(),
+  caller,
   trace,
   commitReply,
   outcomes: [],
@@ -70,6 +79,11 @@ export function admit(deps: IntakeDeps, config: Config, intake: Intake, json: Js
     return
   }
   const { event, warning } = admission
+  if (intake.caller.allowsSource?.(event.source) === false) {
+    deps.telemetry.metrics.eventRejected(SOURCE_NOT_ALLOWED.code)
+    intake.outcomes.push({ status: 'rejected', id: event.id, ...SOURCE_NOT_ALLOWED })
+    return
+  }
   intake.outcomes.push(
     warning === undefined ? { status: 'accepted', id: event.id } : { status: 'accepted', id: event.id, warning },
   )

@@ -61,6 +61,7 @@ export const postEventsOperation = {
     408: ['the body stopped coming', refusal],
     413: ['a limit is exceeded, which the answer names', refusal],
     415: ['the content type or encoding is not understood', refusal],
+    429: ['the key has sent its share; Retry-After says when to come back', refusal],
     503: ['JetStream is away or too far behind; the answer says which events were accepted', refusal],
   }),
 }

@@ -12,9 +12,9 @@ import type { Context } from 'koa'
 import type { Config } from '../config.ts'
 import { describe, MillraceError } from '../errors.ts'
 import { type BodyMemory, createBodyMemory, decodedChunks, readWhole, tooLarge } from '../http/body.ts'
+import type { RequestState } from '../http/caller.ts'
 import { errorBody, errorHeaders, statusOf } from '../http/errors.ts'
 import { parameterReader, type Routes } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import type { CommitWait } from './commit-wait.ts'
 import { contentModeOf, eventOfBinary } from './content-mode.ts'
 import type { Depth } from './depth.ts'
@@ -33,7 +33,7 @@ type Reading = PostEventsDeps & { memory: BodyMemory }
 const OUTCOMES_PER_CHUNK = 1_000
 
 export function postEventsRoutes(deps: PostEventsDeps, config: Config): Routes {
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   const reading: Reading = { ...deps, memory: createBodyMemory(config) }
   const readQuery = parameterReader<{ wait?: 'committed' }>(postEventsParameters)
 
@@ -41,7 +41,7 @@ export function postEventsRoutes(deps: PostEventsDeps, config: Config): Routes {
     const wait = ctx.querystring === '' ? undefined : readQuery(ctx.query).wait
     deps.depth.refuseWhenBehind()
     const heardBefore = deps.commits.heard()
-    const intake = startIntake(ctx.state.trace, wait === 'committed' ? deps.commits.reply : '')
+    const intake = startIntake(ctx.state.caller, ctx.state.trace, wait === 'committed' ? deps.commits.reply : '')
     try {
       await readEvents(reading, config, ctx, intake)
     } catch (error) {
@@ -66,10 +66,14 @@ async function readEvents(deps: Reading, config: Config, ctx: Context, intake: I
       : { bytesMax: config.JSON_BYTES_MAX, limit: 'JSON_BYTES_MAX' }
   const body = await readWhole(ctx.req, { ...limits, memory: deps.memory }, config)
   try {
-    if (mode === 'binary') return admit(deps, config, intake, eventOfBinary(ctx.req.headers, body))
+    if (mode === 'binary') {
+      intake.caller.spend?.(1)
+      return admit(deps, config, intake, eventOfBinary(ctx.req.headers, body))
+    }
     const json = parseJson(decodeText(body))
     if (!Array.isArray(json.value)) {
       if (mode === 'batch') throw new MillraceError('invalid_request', 'A CloudEvents batch is a JSON array')
+      intake.caller.spend?.(1)
       return admit(deps, config, intake, json)
     }
     if (mode === 'structured') throw new MillraceError('invalid_request', 'A structured CloudEvent is one JSON object')
@@ -90,6 +94,7 @@ async function admitAll(
   // Known before the first is published, so none is.
   if (values.length > config.EVENTS_PER_REQUEST_MAX)
     throw tooLarge('EVENTS_PER_REQUEST_MAX', config.EVENTS_PER_REQUEST_MAX, 'The request has too many events')
+  intake.caller.spend?.(values.length)
   for (let i = 0; i < values.length; i++) {
     admit(deps, config, intake, { value: values[i], exact: (exact as unknown[] | undefined)?.[i], suspect })
     if (intake.flights.size > 0) await room(deps, intake)
@@ -111,6 +116,7 @@ async function readLines(deps: Reading, config: Config, ctx: Context, intake: In
 
 /** @param line  null for one that was longer than an event may be */
 function admitLine(deps: Reading, config: Config, intake: Intake, line: Uint8Array | null): void {
+  intake.caller.spend?.(1)
   const json = line === null ? tooLargeEvent(config.EVENT_BYTES_MAX) : readLine(line)
   if ('code' in json) reject(deps, config, intake, json)
   else admit(deps, config, intake, json)

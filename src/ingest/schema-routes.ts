@@ -7,8 +7,8 @@ import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
 import { createBodyMemory, readWhole } from '../http/body.ts'
+import type { RequestState } from '../http/caller.ts'
 import { describeParameters, describeResponses, parameterReader, type Routes } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import { SCHEMA_BYTES_MAX } from './compile-schema.ts'
 import { decodeText, type Json, parseJson } from './json.ts'
 import type { Mode, SchemaRegistry } from './schemas.ts'
@@ -32,7 +32,7 @@ const problem = { $ref: '#/components/schemas/Error' }
 const noContent = { 204: { description: 'done' } }
 
 export function schemaRoutes({ db, schemas }: { db: Database; schemas: SchemaRegistry }, config: Config): Routes {
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   const memory = createBodyMemory(config)
   const readType = parameterReader<{ type: string }>(typeParameter)
   const readVersion = parameterReader<{ type: string; version: number }>(versionParameters)

@@ -1,8 +1,8 @@
 /** What an operator asks a process: is it ready, how do the workers fare, how long do events take. */
 
 import { Router } from '@koa/router'
+import type { RequestState } from '../http/caller.ts'
 import { describeParameters, describeResponses, parameterReader, type Routes } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import { watchWorkers } from '../telemetry/workers.ts'
 import { latencyStats } from './latency.ts'
 import { checkReadiness, type ReadinessDeps } from './readiness.ts'
@@ -12,7 +12,7 @@ const HOUR_MS = 3_600_000
 
 /** `/healthz` and `/readyz`, for API and worker processes alike. */
 export function probeRoutes(deps: ReadinessDeps, role: 'api' | 'worker'): Routes {
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   router.get('/healthz', (ctx) => {
     ctx.body = { status: 'ok' }
   })
@@ -24,10 +24,20 @@ export function probeRoutes(deps: ReadinessDeps, role: 'api' | 'worker'): Routes
   return { router, paths: probePaths }
 }
 
+/** `/metrics`: the metrics of this process in the Prometheus text format. */
+export function metricsRoutes({ telemetry: { metrics } }: Pick<ReadinessDeps, 'telemetry'>): Routes {
+  const router = new Router<RequestState>()
+  router.get('/metrics', async (ctx) => {
+    ctx.type = 'text/plain; version=0.0.4; charset=utf-8'
+    ctx.body = await metrics.render()
+  })
+  return { router, paths: metricsPaths }
+}
+
 /** `/v1/workers`: every pull worker of every process. `/v1/stats/latency?from&to&type`: by SQL, over every row. */
 export function statusRoutes(deps: ReadinessDeps): Routes {
   const workers = watchWorkers(deps)
-  const router = new Router<TracedState>()
+  const router = new Router<RequestState>()
   const readQuery = parameterReader<{ from?: string; to?: string; type?: string }>(latencyParameters)
   router.get('/v1/workers', (ctx) => {
     ctx.body = { processes: workers() }
@@ -68,6 +78,15 @@ const probePaths = {
     get: {
       summary: 'Whether the process can do its work, dependency by dependency; an API needs JetStream alone',
       responses: describeResponses({ 200: ['ready', readinessSchema], 503: ['not ready', readinessSchema] }),
+    },
+  },
+}
+
+const metricsPaths = {
+  '/metrics': {
+    get: {
+      summary: 'The metrics of this process in the Prometheus text format',
+      responses: { 200: { description: 'the metrics', content: { 'text/plain': { schema: { type: 'string' } } } } },
     },
   },
 }

@@ -1,4 +1,4 @@
-/** What an HTTP server does for whoever watches it: a SERVER span and a duration per request, and `/metrics`. */
+/** What an HTTP server does for whoever watches it: a SERVER span and a duration per request. */
 
 import type { Middleware } from 'koa'
 import type { Telemetry } from './telemetry.ts'
@@ -29,14 +29,5 @@ export function observeRequests({ metrics, tracing }: Telemetry): Middleware<Tra
       endRequest(trace, { method: ctx.method, route, status: ctx.status })
       metrics.requestAnswered(ctx.method, route, ctx.status, (performance.now() - startedAt) / 1_000)
     }
-  }
-}
-
-/** `GET /metrics`: the metrics of this process in the Prometheus text format. */
-export function serveMetrics({ metrics }: Telemetry): Middleware {
-  return async (ctx, next) => {
-    if (ctx.path !== '/metrics') return next()
-    ctx.type = 'text/plain; version=0.0.4; charset=utf-8'
-    ctx.body = await metrics.render()
   }
 }

@@ -1,6 +1,6 @@
 /** The shapes of the workflow API: the schemas that check requests, and the same as OpenAPI. */
 
-import { describeBody, describeParameters, describeResponses, type Parameters } from '../http/routes.ts'
+import { describeBody, describeParameters, describeResponses, instantSchema, type Parameters } from '../http/routes.ts'
 
 export const duration = {
   description: "milliseconds, or text such as '30s', '1h30m' or '3d'",
@@ -81,8 +81,8 @@ export const listParameters: Parameters = {
   id: { description: 'started under this id; an event starts `<workflow>:<key>`', schema: key },
   key: { description: 'with this concurrency key', schema: key },
   queue: { description: 'in this queue', schema: name },
-  from: { description: 'created at this time or later', schema: instant },
-  to: { description: 'created before this time', schema: instant },
+  from: { description: 'created at this time or later', schema: instantSchema },
+  to: { description: 'created before this time', schema: instantSchema },
   attributes: {
     description: 'with all these attributes, such as tenant:acme,attempt:2',
     schema: {
@@ -146,8 +146,8 @@ export const replayBody = {
   type: 'object',
   properties: {
     name,
-    from: instant,
-    to: instant,
+    from: instantSchema,
+    to: instantSchema,
     attributes: runOptions.attributes,
     step: { ...restartBody.properties.from, description: 'as `from` of restart (default `failure`)' },
     version: restartBody.properties.version,

@@ -4,9 +4,9 @@ import { Router } from '@koa/router'
 import type { Context } from 'koa'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
-import { type BodyMemory, createBodyMemory, readWhole } from '../http/body.ts'
+import type { RequestState } from '../http/caller.ts'
+import { jsonBodies, type ReadBody } from '../http/json-body.ts'
 import { bodyReader, parameterReader, type Routes } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import {
   historyParameters,
   idParameters,
@@ -29,38 +29,7 @@ import { findDefinition, listDefinitions } from './definitions.ts'
 import type { Engine } from './engine.ts'
 import { replayRuns, restartFrom } from './replay.ts'
 import { getRun, listRuns, readHistory } from './runs.ts'
-import { VALUE_BYTES_MAX } from './values.ts'
-
-/** As the pipeline holds it with events: no honest input comes near, and every reader recurses. */
-const DEPTH_MAX = 128
-
-const utf8 = new TextDecoder('utf-8', { fatal: true })
-
-/** Reads a JSON body; gives `absent` where there is none. */
-export type ReadBody = (ctx: Context, absent?: unknown) => Promise<unknown>
-
-export function jsonBodies(config: Config, memory: BodyMemory = createBodyMemory(config)): ReadBody {
-  return async (ctx, absent) => {
-    const limits = { bytesMax: VALUE_BYTES_MAX, limit: 'VALUE_BYTES_MAX', memory }
-    const bytes = await readWhole(ctx.req, limits, config)
-    memory.give(bytes.length)
-    if (bytes.length === 0) return absent
-    let body: unknown
-    try {
-      body = JSON.parse(utf8.decode(bytes))
-    } catch (error) {
-      throw new MillraceError('invalid_request', `The body is not JSON: ${(error as Error).message}`)
-    }
-    if (deeperThan(body, DEPTH_MAX))
-      throw new MillraceError('invalid_request', `The body nests deeper than ${DEPTH_MAX} levels`)
-    return body
-  }
-}
-
-function deeperThan(value: unknown, levels: number): boolean {
-  if (typeof value !== 'object' || value === null) return false
-  return levels === 0 || Object.values(value).some((child) => deeperThan(child, levels - 1))
-}
+import { VALUE_LIMIT } from './values.ts'
 
 const readName = parameterReader<{ name: string }>(nameParameters)
 const readId = parameterReader<{ id: string }>(idParameters)
@@ -74,15 +43,15 @@ const readReplay = bodyReader<ReplayBody>(replayBody)
 
 /** @param engine  need not have loaded any workflow */
 export function workflowRoutes(engine: Engine, config: Config): Routes {
-  const router = new Router<TracedState>()
-  const readBody = jsonBodies(config)
+  const router = new Router<RequestState>()
+  const readBody = jsonBodies(config, VALUE_LIMIT)
   startRoutes(router, engine, readBody)
   lookRoutes(router, engine)
   steerRoutes(router, engine, readBody)
   return { router, paths: runPaths }
 }
 
-function startRoutes(router: Router<TracedState>, engine: Engine, readBody: ReadBody): void {
+function startRoutes(router: Router<RequestState>, engine: Engine, readBody: ReadBody): void {
   const { pool } = engine.control
 
   router.get('/v1/workflows', async (ctx) => {
@@ -102,7 +71,7 @@ function startRoutes(router: Router<TracedState>, engine: Engine, readBody: Read
   })
 }
 
-function lookRoutes(router: Router<TracedState>, engine: Engine): void {
+function lookRoutes(router: Router<RequestState>, engine: Engine): void {
   const { pool } = engine.control
 
   router.get('/v1/runs', async (ctx) => {
@@ -159,7 +128,7 @@ async function resultWithin(engine: Engine, runId: string, waitMs: number, ctx: 
   }
 }
 
-function steerRoutes(router: Router<TracedState>, engine: Engine, readBody: ReadBody): void {
+function steerRoutes(router: Router<RequestState>, engine: Engine, readBody: ReadBody): void {
   const { control } = engine
   const { pool } = control
 

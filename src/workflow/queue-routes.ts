@@ -2,6 +2,8 @@
 
 import { Router } from '@koa/router'
 import type { Config } from '../config.ts'
+import type { RequestState } from '../http/caller.ts'
+import { jsonBodies } from '../http/json-body.ts'
 import {
   bodyReader,
   describeBody,
@@ -10,11 +12,10 @@ import {
   parameterReader,
   type Routes,
 } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import { duration, problem, runOptions } from './api.openapi.ts'
-import { jsonBodies } from './api.ts'
 import type { Engine } from './engine.ts'
 import { listLimits, type QueueLimits, removeLimits, setLimits } from './limits.ts'
+import { VALUE_LIMIT } from './values.ts'
 
 const count = { type: 'integer', minimum: 1, maximum: 1_000_000 }
 const limitsBody = {
@@ -36,8 +37,8 @@ const limitsBody = {
 const queueParameters = { queue: { description: 'the queue', schema: runOptions.queue } }
 
 export function queueRoutes({ control: { pool } }: Pick<Engine, 'control'>, config: Config): Routes {
-  const router = new Router<TracedState>()
-  const readBody = jsonBodies(config)
+  const router = new Router<RequestState>()
+  const readBody = jsonBodies(config, VALUE_LIMIT)
   const readQueue = parameterReader<{ queue: string }>(queueParameters)
   const readLimits = bodyReader<QueueLimits>(limitsBody)
 

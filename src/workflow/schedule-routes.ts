@@ -2,6 +2,8 @@
 
 import { Router } from '@koa/router'
 import type { Config } from '../config.ts'
+import type { RequestState } from '../http/caller.ts'
+import { jsonBodies } from '../http/json-body.ts'
 import {
   bodyReader,
   describeBody,
@@ -10,9 +12,8 @@ import {
   parameterReader,
   type Routes,
 } from '../http/routes.ts'
-import type { TracedState } from '../telemetry/http.ts'
 import { duration, name, problem, runOptions } from './api.openapi.ts'
-import { jsonBodies, refuseUnstorable } from './api.ts'
+import { refuseUnstorable } from './api.ts'
 import type { Engine } from './engine.ts'
 import {
   backfillSchedule,
@@ -24,6 +25,7 @@ import {
   setSchedule,
   triggerSchedule,
 } from './schedules.ts'
+import { VALUE_LIMIT } from './values.ts'
 
 const specBody = {
   type: 'object',
@@ -58,8 +60,8 @@ const backfillBody = {
 const nameParameters = { name: { description: 'the schedule', schema: name } }
 
 export function scheduleRoutes(engine: Engine, config: Config): Routes {
-  const router = new Router<TracedState>()
-  const readBody = jsonBodies(config)
+  const router = new Router<RequestState>()
+  const readBody = jsonBodies(config, VALUE_LIMIT)
   const readName = parameterReader<{ name: string }>(nameParameters)
   const readSpec = bodyReader<ScheduleSpec>(specBody)
   const readBackfill = bodyReader<{ from: string; to: string }>(backfillBody)

@@ -3,7 +3,9 @@
 import { MillraceError } from '../errors.ts'
 
 /** Larger values belong into the user's own tables or an object store, with a reference here. */
-export const VALUE_BYTES_MAX = 4 * 1024 * 1024
+const VALUE_BYTES_MAX = 4 * 1024 * 1024
+/** The same for the body of a request. */
+export const VALUE_LIMIT = { bytesMax: VALUE_BYTES_MAX, limit: 'VALUE_BYTES_MAX' }
 
 /**
  * @returns JSON text, or null for undefined

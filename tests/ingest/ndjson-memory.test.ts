@@ -24,6 +24,7 @@ const api = spawn(process.execPath, ['src/cli.ts', 'api'], {
   env: {
     ...process.env,
     PORT: String(port),
+    API_KEYS: 'off',
     DATABASE_URL: servers.postgres.url,
     NATS_URL: servers.nats.url,
     LOG_LEVEL: 'silent',

@@ -4,11 +4,19 @@ import { execFile } from 'node:child_process'
 import { resolve as resolvePath } from 'node:path'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
+import { createKey } from '../../src/access/keys.ts'
+import { SCOPES } from '../../src/http/caller.ts'
 import { startServers } from '../servers.ts'
-import { startService } from '../service.ts'
+import { startService, until } from '../service.ts'
 
-const servers = await startServers()
+const servers = await startServers({ API_KEYS: 'required' })
 const service = await startService(servers)
+const { token } = await createKey(
+  servers,
+  { actor: 'cli tester', keyId: null, tenant: 'default' },
+  { tenant: 'default', name: 'schemathesis', scopes: [...SCOPES] },
+)
+await until(async () => (await service.ask(token, 'GET', '/v1/keys')).status === 200)
 test.after(async () => {
   await service.stop()
   await servers.stop()
@@ -33,6 +41,8 @@ test('the API does what the description says, whatever it is sent', async () => 
     resolvePath('tests/ingest/schemathesis.toml'),
     'run',
     `${service.url}/openapi.json`,
+    '--header',
+    `Authorization: Bearer ${token}`,
     '--phases=examples,coverage,fuzzing',
     '--max-examples=15',
     '--seed=1',

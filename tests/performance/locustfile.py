@@ -25,6 +25,9 @@ SAMPLED_SHARE = 0.01
 # has one against this type, and BENCHMARK_POISON says so.
 POISON_TYPE = "benchmark.poison"
 POISON = os.environ.get("BENCHMARK_POISON") == "true"
+# For a service that asks for keys: one with the scope ingest.
+KEY = os.environ.get("MILLRACE_API_KEY")
+AUTHORIZATION = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 # Of about a thousand requests; a short test wants more.
 POISON_WEIGHT = int(os.environ.get("BENCHMARK_POISON_WEIGHT", "4"))
 
@@ -73,6 +76,7 @@ class Client(FastHttpUser):
         headers = {
             "Content-Type": "application/json",
             "traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-{flag}",
+            **AUTHORIZATION,
             **(headers or {}),
         }
         with self.client.post("/v1/events", data=body, headers=headers, name=kind, catch_response=True) as response:

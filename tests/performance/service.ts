@@ -77,7 +77,7 @@ export function ownProcess(command: 'api' | 'worker', env: Record<string, string
   const log = openSync(logFile, 'a')
   const child = spawn(process.execPath, [join(ROOT, 'src/cli.ts'), command], {
     cwd: ROOT,
-    env: { ...process.env, LOG_LEVEL: 'warn', HOST: '127.0.0.1', WORKER_PORT: '0', ...env },
+    env: { ...process.env, LOG_LEVEL: 'warn', HOST: '127.0.0.1', WORKER_PORT: '0', API_KEYS: 'off', ...env },
     stdio: ['ignore', log, log],
     detached: true,
   })
