@@ -1,6 +1,7 @@
 /** API keys: what is kept of them, who may do what, and how soon an end takes effect. */
 
 import { execFile } from 'node:child_process'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { sql } from 'drizzle-orm'
 import { test } from 'uvu'
@@ -9,18 +10,21 @@ import { openKeyring } from '../../src/access/keyring.ts'
 import { createKey, type KeySpec, revokeKey } from '../../src/access/keys.ts'
 import { createBucket } from '../../src/access/rate.ts'
 import { makeToken } from '../../src/access/token.ts'
-import { startServers } from '../servers.ts'
+import { startServers, startTestPostgres } from '../servers.ts'
 import { startService, until } from '../service.ts'
 
 const servers = await startServers({ API_KEYS: 'required' })
+const { db, broker, database } = servers
 const service = await startService(servers)
 const { ask } = service
+let { postgres } = servers
 test.after(async () => {
   await service.stop()
-  await servers.stop()
+  await broker.close()
+  await database.close()
+  await Promise.all([servers.nats.stop(), postgres.stop()])
 })
 
-const { db, broker } = servers
 const deps = { db, broker }
 const tester = { actor: 'cli tester', keyId: null, tenant: 'default' }
 const make = (spec: Partial<KeySpec>) =>
@@ -262,6 +266,16 @@ test('every answer carries the security headers', async () => {
     assert.is(headers.get('referrer-policy'), 'no-referrer', path)
     assert.is(headers.get('strict-transport-security'), null, path)
   }
+})
+
+test('while Postgres is away the keys that are known go on', async () => {
+  await postgres.stop()
+  const known = await post(admin.token, event('while-away'))
+  assert.is(known.status, 202)
+  assert.is((await post(makeToken().token, event('never'))).status, 401)
+  assert.is((await ask(admin.token, 'GET', '/v1/keys')).status, 503)
+  postgres = await startTestPostgres(join(servers.dir, 'pg'), { port: postgres.port })
+  await until(async () => (await ask(admin.token, 'GET', '/v1/keys')).status === 200)
 })
 
 test.run()
