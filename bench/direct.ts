@@ -5,31 +5,35 @@
 
 import { loadConfig } from '../src/config.ts'
 import { connectDatabase } from '../src/db/connect.ts'
-import type { ReceivedEvent } from '../src/ingest/event.ts'
 import { insertBatch } from '../src/ingest/insert.ts'
+import type { Parcel } from '../src/ingest/parcel.ts'
 import { sampleEvent, sampleTraceparents } from './sample.ts'
 
 const { run, seconds } = JSON.parse(process.argv[2]!) as { run: string; seconds: number }
 const { db, close } = connectDatabase(loadConfig())
 const traceparentOf = sampleTraceparents()
 let next = 0
+/** Of the 100 events of a request a fifth has one type. */
+const PARCEL = 20
 
-function batch(): ReceivedEvent[] {
-  return Array.from({ length: 1_000 }, () => {
-    const n = next++
-    return {
+/** As workers take them from the stream at requests of 100. */
+function batch(): Parcel[] {
+  return Array.from({ length: 1_000 / PARCEL }, () => {
+    const first = next
+    next += PARCEL
+    const texts = Array.from({ length: PARCEL }, (_, n) => sampleEvent(run, first + n))
+    const from = {
       message: undefined as never,
-      id: `${run}-${n}`,
-      source: `/shop/${n % 7}`,
-      payload: sampleEvent(run, n),
       receivedMs: Date.now(),
       publishedMs: Date.now(),
-      seq: n + 1,
+      seq: first / PARCEL + 1,
       deliveries: 1,
-      traceparent: traceparentOf(n),
+      traceparent: traceparentOf(first),
       commitReply: '',
-      unreadable: '',
+      events: PARCEL,
+      open: PARCEL,
     }
+    return { from, place: 0, events: PARCEL, bytes: Buffer.from(texts.join('\x1e')) }
   })
 }
 
@@ -41,7 +45,7 @@ await Promise.all(
     while (performance.now() < until) {
       const outcome = await insertBatch({ db, broker: null }, batch())
       if (outcome.kind !== 'settled') throw new Error(outcome.error)
-      for (const { kind } of outcome.outcomes.values()) if (kind === 'inserted') committed++
+      for (const result of outcome.outcomes) if (result.kind === 'stored') committed += result.inserted
     }
   }),
 )

@@ -15,6 +15,7 @@ import { loadConfig } from '../src/config.ts'
 import { migrateDatabase } from '../src/db/migrate.ts'
 import { startNats } from '../src/embedded/nats.ts'
 import { startPostgres } from '../src/embedded/postgres.ts'
+import { pack } from '../src/ingest/parcel.ts'
 import { createPublisher } from '../src/ingest/publish.ts'
 import { startTelemetry } from '../src/telemetry/telemetry.ts'
 import type { LoadResult } from './load.ts'
@@ -163,20 +164,17 @@ async function drain(): Promise<Case> {
   for (let n = 0; n < backlog; n += 10_000)
     await Promise.all(
       Array.from({ length: 10 }, (_, part) =>
+        // What a request of 100 leaves on the stream: its traceparent is its own.
         publisher.publish(
-          Array.from({ length: 1_000 }, (_, i) => {
-            const index = n + part * 1_000 + i
-            const payload = sampleEvent('b', index)
-            return {
-              id: `b-${index}`,
-              source: `/shop/${index % 7}`,
-              type: 'order.placed',
-              payload,
-              receivedMs: Date.now(),
-              traceparent: traceparentOf(index),
-              commitReply: '',
-            }
-          }),
+          pack(
+            Array.from({ length: 1_000 }, (_, i) => {
+              const index = n + part * 1_000 + i
+              const payload = sampleEvent('b', index)
+              const { id, source, type } = JSON.parse(payload)
+              const traceparent = traceparentOf(index)
+              return { id, source, type, payload, receivedMs: Date.now(), traceparent, commitReply: '' }
+            }),
+          ),
         ),
       ),
     )

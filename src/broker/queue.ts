@@ -4,7 +4,7 @@ import type { Broker } from './connect.ts'
 import { CONSUMER, STREAM } from './streams.ts'
 
 export type QueueState = {
-  /** Events stored and not yet acknowledged. */
+  /** Messages stored and not yet acknowledged; one holds events of one request (ingest/parcel.ts). */
   depth: number
   /** Age of the oldest of them, in seconds. */
   lagSeconds: number
@@ -12,7 +12,7 @@ export type QueueState = {
   unacknowledged: number
 }
 
-/** Asks JetStream for the consumer, and for the first event above its acknowledged floor. @throws when it is away */
+/** Asks JetStream for the consumer, and for the first message above its acknowledged floor. @throws when it is away */
 export async function readQueue({ jsm }: Broker): Promise<QueueState> {
   const { num_pending, num_ack_pending, ack_floor } = await jsm.consumers.info(STREAM, CONSUMER)
   const depth = num_pending + num_ack_pending

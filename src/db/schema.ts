@@ -40,11 +40,13 @@ export const events = pgTable(
     receivedAt: instant('received_at').notNull(),
     publishedAt: instant('published_at').notNull(),
     streamSeq: bigint('stream_seq', { mode: 'number' }).notNull(),
+    /** Which event of the message it was, counted from 0. */
+    streamPlace: integer('stream_place').notNull().default(0),
     batchId: uuid('batch_id').notNull(),
   },
   (table) => [
     primaryKey({ columns: [table.source, table.id] }),
-    index('events_by_time').on(table.publishedAt, table.streamSeq),
+    index('events_by_time').on(table.publishedAt, table.streamSeq, table.streamPlace),
     index('events_by_trace').on(table.traceId),
   ],
 )

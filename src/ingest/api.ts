@@ -48,14 +48,14 @@ const HEADERS_BYTES_MAX = 4_096
  * @returns the port, and `close`, which lets requests in progress finish
  */
 export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = [], door?: Door) {
-  const { db, broker, log, telemetry } = deps
+  const { db, broker, publisher, log, telemetry } = deps
   const config = { ...given, EVENT_BYTES_MAX: Math.min(given.EVENT_BYTES_MAX, eventBytesMaxOf(broker)) }
   if (config.EVENT_BYTES_MAX < given.EVENT_BYTES_MAX)
     log.warn({ bytes: config.EVENT_BYTES_MAX }, 'max_payload of nats-server allows smaller events than EVENT_BYTES_MAX')
   const keyring = await openKeyring(deps, config)
   const schemas = await openSchemas({ db, broker, log }, config)
   const commits = createCommitWait({ db, broker, log }, config)
-  const depth = createDepth({ broker }, config)
+  const depth = createDepth({ broker, publisher }, config)
 
   const app = new Koa<RequestState>()
   // Koa would print it: an answer that could not be sent, mostly because the client has gone.

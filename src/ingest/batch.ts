@@ -3,12 +3,14 @@
 import { nowMs } from '../clock.ts'
 import type { Config } from '../config.ts'
 import type { Pool } from '../telemetry/pool.ts'
-import { decode, type ReceivedEvent } from './event.ts'
 import { adapt, type Pace, startPace } from './pace.ts'
+import { countEvents, type Parcel } from './parcel.ts'
 import type { Pull } from './pull.ts'
 
 export type Batch = {
-  events: ReceivedEvent[]
+  parcels: Parcel[]
+  /** How many events they hold. */
+  size: number
   /** From the first event that a free worker found to the moment the batch closed, in ms. */
   fillMs: number
   /** When it closed, in ms since 1970. */
@@ -56,12 +58,12 @@ export function createAssembler({ pull, pool }: { pull: Pull; pool: Pick<Pool, '
       if (left <= 0) break
       await Promise.race([pull.arrival(left), ...(config.WORKER_ADAPTIVE ? [slot.promise] : [])])
     }
-    const events = pull.take(size).map(decode)
+    const parcels = pull.take(size)
     const now = performance.now()
     gapMs = now - closedAt
     closedAt = now
     inserting++
-    return { events, fillMs: now - startedAt, closedMs: nowMs() }
+    return { parcels, size: countEvents(parcels), fillMs: now - startedAt, closedMs: nowMs() }
   }
 
   function inserted(size: number, insertMs: number): void {

@@ -1,7 +1,7 @@
 /**
  * ?wait=committed. Workers send an empty message to this process's inbox after each COMMIT that holds one of its events;
- * what was committed is then read from Postgres, which is the truth: a row with our stream sequence is ours, one with
- * another sequence was there before. One query serves all waiters; a slow poll covers messages that were lost.
+ * what was committed is then read from Postgres, which is the truth: a row with our stream sequence and place is ours, any
+ * other was there before. One query serves all waiters; a slow poll covers messages that were lost.
  */
 
 import { sql } from 'drizzle-orm'
@@ -112,29 +112,27 @@ export function createCommitWait(
 
 /** Writes what Postgres knows of these events into their outcomes; returns of how many it knows. */
 async function findFate(db: Database, events: AwaitedEvent[], alsoDead: boolean): Promise<number> {
-  const keys = JSON.stringify(events.map(({ source, id, seq }, place) => ({ source, id, seq, place })))
-  const { rows } = await db.execute<{ place: number; stored_seq: string | null }>(
+  const keys = JSON.stringify(events.map(({ source, id, seq, place }, n) => ({ source, id, seq, place, n })))
+  const { rows } = await db.execute<{ n: number; ours: boolean | null }>(
     alsoDead ? rowsOrDeadLetters(keys) : rowsOf(keys),
   )
-  for (const { place, stored_seq } of rows) {
-    const event = events[place]!
-    event.outcome.status =
-      stored_seq === null ? 'dead_lettered' : Number(stored_seq) === event.seq ? 'inserted' : 'duplicate'
-  }
+  for (const { n, ours } of rows)
+    events[n]!.outcome.status = ours === null ? 'dead_lettered' : ours ? 'inserted' : 'duplicate'
   return rows.length
 }
 
 const rowsOf = (keys: string) => sql`
-  select wanted.place, events.stream_seq as stored_seq
-  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, place int)
+  select wanted.n, (events.stream_seq, events.stream_place) = (wanted.seq, wanted.place) as ours
+  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int, n int)
   join events on events.source = wanted.source and events.id = wanted.id`
 
-/** A dead letter's audit row names the delivery by its sequence: an earlier event of the same identity is not this one. */
+/** A dead letter's audit row names the delivery by its sequence and place: an earlier event of the same identity is not this one. */
 const rowsOrDeadLetters = (keys: string) => sql`
-  select wanted.place, events.stream_seq as stored_seq
-  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int)
+  select wanted.n, (events.stream_seq, events.stream_place) = (wanted.seq, wanted.place) as ours
+  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int, n int)
   left join events on events.source = wanted.source and events.id = wanted.id
   where events.id is not null or exists (
     select from dead_letter_audit as audit
     where audit.source = wanted.source and audit.event_id = wanted.id and audit.action = 'recorded'
-      and audit.detail->'streamSeq' = to_jsonb(wanted.seq))`
+      and audit.detail->'streamSeq' = to_jsonb(wanted.seq)
+      and coalesce((audit.detail->>'streamPlace')::int, 0) = wanted.place)`

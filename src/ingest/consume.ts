@@ -2,7 +2,8 @@
  * The worker pool of a process. Each worker repeats one straight line:
  * 1. take the next batch (batch.ts)
  * 2. insert it in one transaction (insert.ts)
- * 3. answer JetStream for each event, after COMMIT; for those that Postgres refuses, see refusals.ts
+ * 3. acknowledge each message, after COMMIT of its last event; what Postgres refuses is taken out of its parcel, and what
+ *    it refuses alone goes to refusals.ts
  * 4. count, time and trace what happened (record.ts)
  * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
  */
@@ -10,16 +11,17 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type { PgBoss } from 'pg-boss'
 import type { Broker } from '../broker/connect.ts'
-import { ack, nak, working } from '../broker/delivery.ts'
+import { nak, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
-import { describe } from '../errors.ts'
+import { describe, MillraceError } from '../errors.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { reportPool } from '../telemetry/workers.ts'
 import { type Assembler, type Batch, capacityFor, createAssembler } from './batch.ts'
 import { createBatchLog } from './batch-log.ts'
-import type { ReceivedEvent } from './event.ts'
 import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
 import type { Log } from './log.ts'
+import { eventOf, type Parcel, settle, takeOut } from './parcel.ts'
+import { BATCH_MESSAGES_MAX, storeBatch } from './publish.ts'
 import { openPull } from './pull.ts'
 import { type RecordDeps, recordBatch } from './record.ts'
 import { createRefusalDesk, type RefusalDesk, type Refused } from './refusals.ts'
@@ -102,18 +104,18 @@ async function work(
 ): Promise<void> {
   for (let batch = await assembler.next(); batch !== null; batch = await assembler.next()) {
     let insertMs = 0
-    deps.telemetry.pool.took(index, batch.events.length)
+    deps.telemetry.pool.took(index, batch.size)
     try {
       const outcome = await insertOrHold(deps, config, batch, index, signal)
       insertMs = outcome.insertMs
-      await answer(deps, batch, outcome, index, signal)
+      await answer(deps, config, batch, outcome, index, signal)
       recordBatch(deps, index, batch, outcome)
     } catch (error) {
       // Of those that were answered already, JetStream ignores this.
-      for (const event of batch.events) nak(event.message, config.RETRY_DELAY_MS)
+      for (const { from } of batch.parcels) nak(from.message, config.RETRY_DELAY_MS)
       throw error
     } finally {
-      assembler.inserted(batch.events.length, insertMs)
+      assembler.inserted(batch.size, insertMs)
     }
   }
 }
@@ -128,14 +130,14 @@ async function insertOrHold(
 ): Promise<BatchOutcome> {
   const { metrics, pool } = deps.telemetry
   const stillOurs = setInterval(
-    () => batch.events.forEach((event) => void working(event.message)),
+    () => batch.parcels.forEach(({ from }) => void working(from.message)),
     config.ACK_WAIT_MS / 3,
   )
   try {
     for (let holdMs = HOLD_MS_MIN; ; holdMs = Math.min(HOLD_MS_MAX, holdMs * 2)) {
-      const outcome = await insertBatch(deps, batch.events)
+      const outcome = await insertBatch(deps, batch.parcels)
       if (outcome.kind === 'settled' || signal.aborted) return outcome
-      deps.log.warn({ sqlstate: outcome.sqlstate, error: outcome.error, size: batch.events.length }, 'holding a batch')
+      deps.log.warn({ sqlstate: outcome.sqlstate, error: outcome.error, size: batch.size }, 'holding a batch')
       metrics.batchFailed(outcome.sqlstate)
       pool.held(index, `${outcome.sqlstate} ${outcome.error}`)
       await pause(holdMs, undefined, { signal }).catch(() => {})
@@ -147,6 +149,7 @@ async function insertOrHold(
 
 async function answer(
   deps: WorkDeps,
+  config: Config,
   batch: Batch,
   outcome: BatchOutcome,
   index: number,
@@ -154,38 +157,62 @@ async function answer(
 ): Promise<void> {
   if (outcome.kind === 'postponed') {
     // Only at shutdown: another process may have it at once.
-    for (const event of batch.events) nak(event.message, 0)
+    for (const { from } of batch.parcels) nak(from.message, 0)
     return
   }
-  const committed: ReceivedEvent[] = []
-  const again: ReceivedEvent[] = []
+  const again: Parcel[] = []
   const refused: Refused[] = []
-  for (const event of batch.events) {
-    const result = outcome.outcomes.get(event.seq)!
+  const mixed: Parcel[] = []
+  const heard = new Set<string>()
+  let committed = 0
+  for (const result of outcome.outcomes) {
+    const { parcel } = result
+    const alone = parcel.from.events === 1
     switch (result.kind) {
-      case 'inserted':
-      case 'duplicate':
-        committed.push(event)
-        if (event.deliveries === 1) ack(event.message)
-        else again.push(event)
+      case 'stored':
+        committed += parcel.events
+        heard.add(parcel.from.commitReply)
+        // Only what was refused alone has a record to close.
+        if (alone && parcel.from.deliveries > 1) again.push(parcel)
+        else settle(parcel)
         break
       case 'poison':
-        refused.push({ event, sqlstate: result.sqlstate, error: result.error })
+        if (alone) refused.push({ event: eventOf(parcel), sqlstate: result.sqlstate, error: result.error })
+        else mixed.push(parcel)
         break
     }
   }
-  notifyWaiters(deps.broker, committed)
-  deps.refusals.committed(committed.length)
+  notifyWaiters(deps.broker, heard)
+  deps.refusals.committed(committed)
+  await takeOutOfParcels(deps, config, mixed)
   const onHold = (reason: string) => deps.telemetry.pool.held(index, reason)
-  const settled = await deps.refusals.settle({ refused, again, size: batch.events.length }, onHold, signal)
-  for (const event of again) if (settled) ack(event.message)
+  const stored = again.map(eventOf)
+  const settled = await deps.refusals.settle({ refused, again: stored, size: batch.size }, onHold, signal)
+  if (settled) again.forEach(settle)
   // As above: only at shutdown.
-  if (!settled) for (const event of [...refused.map((bad) => bad.event), ...again]) nak(event.message, 0)
+  else for (const { message } of [...refused.map((bad) => bad.event), ...stored]) nak(message, 0)
+}
+
+/**
+ * Gives each refused event a message to itself, on which it is tried again and given up alone, and lets go of it in its
+ * parcel. After a crash in between there are two such messages; they carry one name, so they count as one.
+ */
+async function takeOutOfParcels(deps: WorkDeps, config: Config, parcels: Parcel[]): Promise<void> {
+  for (let i = 0; i < parcels.length; i += BATCH_MESSAGES_MAX) {
+    const part = parcels.slice(i, i + BATCH_MESSAGES_MAX)
+    try {
+      if (deps.refusals.suspecting()) throw new MillraceError('overloaded', 'the system is suspected, not the events')
+      await storeBatch(deps.broker, part.map(takeOut), config.PUBLISH_TIMEOUT_MS)
+      part.forEach(settle)
+    } catch (error) {
+      deps.log.warn({ error: describe(error), events: part.length }, 'refused events stay in their parcels')
+      for (const { from } of part) nak(from.message, config.RETRY_DELAY_MS)
+    }
+  }
 }
 
 /** One message per waiting API process and batch; what was committed, that process reads from Postgres. */
-function notifyWaiters({ nc }: Broker, committed: ReceivedEvent[]): void {
-  const replies = new Set(committed.map((event) => event.commitReply))
+function notifyWaiters({ nc }: Broker, replies: Set<string>): void {
   replies.delete('')
   for (const reply of replies) nc.publish(reply)
 }

@@ -26,6 +26,8 @@ export type DeadLetter = {
   deliveries: number
   subject: string
   streamSeq: number
+  /** Its place in that message; absent for 0. */
+  streamPlace?: number
   /** ISO 8601 */
   receivedAt: string
   publishedAt: string
@@ -46,7 +48,7 @@ const HEADER_CHARS_MAX = 8_192
 /** One insert of pg-boss carries so much at most, since JSON of hundreds of megabytes helps nobody. */
 const INSERT_BYTES_MAX = 8 * 1024 * 1024
 
-export const deadLetterId = (event: Pick<ReceivedEvent, 'seq' | 'publishedMs'>): string =>
+export const deadLetterId = (event: Pick<ReceivedEvent, 'seq' | 'place' | 'publishedMs'>): string =>
   deterministicId('dead letter', eventKey(event))
 
 /** @param traceparent  what traceDeadLetter returned */
@@ -66,6 +68,7 @@ export function deadLetterOf({ event, code, error, attempt }: Refusal, tracepare
     deliveries: event.deliveries,
     subject: storable(event.message.subject, IDENTITY_CHARS_MAX),
     streamSeq: event.seq,
+    ...(event.place === 0 ? {} : { streamPlace: event.place }),
     receivedAt: instant(event.receivedMs, event.publishedMs),
     publishedAt: instant(event.publishedMs, 0),
     traceparent: storable(traceparent, IDENTITY_CHARS_MAX),
@@ -117,6 +120,7 @@ export async function recordDeadLetters(
           error: letter.error,
           attempts: letter.attempts,
           streamSeq: letter.streamSeq,
+          ...(letter.streamPlace === undefined ? {} : { streamPlace: letter.streamPlace }),
           traceId: traceIdOf(letter.traceparent),
         },
       }))

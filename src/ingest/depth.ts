@@ -7,11 +7,12 @@ import type { Broker } from '../broker/connect.ts'
 import { CONSUMER, STREAM } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
+import type { Publisher } from './publish.ts'
 
 const SAMPLE_MS = 1_000
 
 export type Depth = {
-  /** Events in the stream that no worker has yet; undefined before the first sample, or when JetStream does not answer. */
+  /** Messages in the stream that no worker has yet; undefined before the first sample, or when JetStream does not answer. */
   pending: () => number | undefined
   /** @throws MillraceError `unavailable` or `overloaded` */
   refuseWhenBehind: () => void
@@ -19,7 +20,7 @@ export type Depth = {
 }
 
 export function createDepth(
-  { broker }: { broker: Broker },
+  { broker, publisher }: { broker: Broker; publisher: Pick<Publisher, 'eventsPerMessage'> },
   { QUEUE_DEPTH_MAX }: Pick<Config, 'QUEUE_DEPTH_MAX'>,
 ): Depth {
   let pending: number | undefined
@@ -46,8 +47,10 @@ export function createDepth(
     refuseWhenBehind: () => {
       if (!broker.connected())
         throw new MillraceError('unavailable', 'JetStream is away; retry with the same event ids')
-      if (pending !== undefined && pending > QUEUE_DEPTH_MAX)
-        throw new MillraceError('overloaded', `The workers are ${pending} events behind; retry later`, {
+      // JetStream counts messages: what those of late held is the best guess at their events.
+      const events = Math.round((pending ?? 0) * publisher.eventsPerMessage())
+      if (events > QUEUE_DEPTH_MAX)
+        throw new MillraceError('overloaded', `The workers are about ${events} events behind; retry later`, {
           details: { limit: 'QUEUE_DEPTH_MAX', max: QUEUE_DEPTH_MAX },
         })
     },

@@ -27,7 +27,7 @@ const listParameters = {
   limit: { description: 'events per page', schema: { type: 'integer', minimum: 1, maximum: 1_000, default: 100 } },
   cursor: {
     description: '`next` of the page before',
-    schema: { type: 'string', maxLength: 100, pattern: '^[0-9]{1,16}-[0-9]{1,16}$' },
+    schema: { type: 'string', maxLength: 100, pattern: '^[0-9]{1,16}-[0-9]{1,16}-[0-9]{1,9}$' },
   },
 }
 type ListQuery = {
@@ -72,7 +72,7 @@ const filters = (query: ListQuery) => sql`
   and published_at >= coalesce(${query.from ?? null}::timestamptz, '-infinity')
   and published_at < coalesce(${query.to ?? null}::timestamptz, 'infinity')`
 
-type Row = { shown: string; published_us: string; stream_seq: string }
+type Row = { shown: string; published_us: string; stream_seq: string; stream_place: number }
 
 export function eventReadRoutes({ db }: { db: Database }): Routes {
   const router = new Router<RequestState>()
@@ -83,7 +83,7 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
     const query = readQuery(ctx.query)
     const rows = await listEvents(db, query)
     const last = rows.length > query.limit ? rows[query.limit - 1]! : undefined
-    const next = last === undefined ? null : `${last.published_us}-${last.stream_seq}`
+    const next = last === undefined ? null : `${last.published_us}-${last.stream_seq}-${last.stream_place}`
     const events = rows.slice(0, query.limit).map((row) => row.shown)
     ctx.type = 'application/json'
     ctx.body = `{"events":[${events.join(',')}],"next":${JSON.stringify(next)}}`
@@ -103,18 +103,20 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
 
 /** One row more than the limit, which tells whether there is a next page. */
 async function listEvents(db: Database, query: ListQuery): Promise<Row[]> {
-  const [afterUs, afterSeq] = query.cursor?.split('-') ?? [null, null]
-  const after = sql`to_timestamp(0) + ${afterUs}::bigint * interval '1 microsecond', ${afterSeq}::bigint`
-  const columns = sql`${shown}, (extract(epoch from published_at) * 1000000)::bigint as published_us, stream_seq`
+  const [afterUs, afterSeq, afterPlace] = query.cursor?.split('-') ?? [null, null, null]
+  const after = sql`to_timestamp(0) + ${afterUs}::bigint * interval '1 microsecond', ${afterSeq}::bigint,
+    ${afterPlace}::int`
+  const columns = sql`${shown}, (extract(epoch from published_at) * 1000000)::bigint as published_us, stream_seq,
+    stream_place`
   const limit = query.limit + 1
   const page =
     query.order === 'asc'
       ? sql`select ${columns} from events
-            where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq) > (${after}))
-            order by published_at, stream_seq limit ${limit}`
+            where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq, stream_place) > (${after}))
+            order by published_at, stream_seq, stream_place limit ${limit}`
       : sql`select ${columns} from events
-            where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq) < (${after}))
-            order by published_at desc, stream_seq desc limit ${limit}`
+            where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq, stream_place) < (${after}))
+            order by published_at desc, stream_seq desc, stream_place desc limit ${limit}`
   try {
     return await inTransaction(db, async (tx) => {
       await tx.execute(sql`select set_config('statement_timeout', ${String(READ_MS_MAX)}, true)`)

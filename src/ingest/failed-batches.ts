@@ -32,6 +32,8 @@ type FailedBatch = {
   error: string
   failures: {
     seq: number
+    /** Absent for 0. */
+    place?: number
     attempt: number
     delivery: number
     sqlstate: string
@@ -51,9 +53,9 @@ export const storable = (text: string, charsMax: number): string =>
 
 export const storableError = (error: string): string => storable(error, ERROR_CHARS_MAX)
 
-/** A message's own name; with the store time, since the sequences of a stream that was made anew start again. */
-export const eventKey = (event: Pick<ReceivedEvent, 'seq' | 'publishedMs'>): string =>
-  `${event.seq}@${event.publishedMs}`
+/** An event's own name, by its message and its place there; with the store time, since the sequences of a stream that was made anew start again. */
+export const eventKey = ({ seq, place, publishedMs }: Pick<ReceivedEvent, 'seq' | 'place' | 'publishedMs'>): string =>
+  `${seq}${place === 0 ? '' : `.${place}`}@${publishedMs}`
 
 /** The same id for the same facts, so that writing twice writes once (a UUID of version 8, RFC 9562). */
 export function deterministicId(kind: string, ...facts: string[]): string {
@@ -87,7 +89,7 @@ export function attemptOf(event: ReceivedEvent, records: OpenRecord[]): number {
   let attempt = 1
   for (const { data } of records)
     for (const before of data.failures)
-      if (before.seq === event.seq && data.open.includes(eventKey(event)))
+      if (before.seq === event.seq && (before.place ?? 0) === event.place && data.open.includes(eventKey(event)))
         attempt = Math.max(attempt, before.attempt + (before.delivery === event.deliveries ? 0 : 1))
   return attempt
 }
@@ -129,6 +131,7 @@ function describeBatch({ refusals, size }: { refusals: Refusal[]; size: number }
     error: storableError(worst.error),
     failures: refusals.map(({ event, attempt, code, error }) => ({
       seq: event.seq,
+      ...(event.place === 0 ? {} : { place: event.place }),
       attempt,
       delivery: event.deliveries,
       sqlstate: code,

@@ -1,7 +1,6 @@
 /**
- * One batch into Postgres: drop in-batch duplicates, sort by the key, one static statement in one transaction, which also
- * starts and wakes the workflow runs that the events concern. A bad event is found by halving, so that the rest commits;
- * an outage changes nothing.
+ * One batch into Postgres: one static statement in one transaction, which also starts and wakes the workflow runs that the
+ * events concern. A bad event is found by halving, so that the rest commits; an outage changes nothing.
  */
 
 import { sql, TransactionRollbackError } from 'drizzle-orm'
@@ -10,18 +9,25 @@ import { uuidv7 } from 'uuidv7'
 import type { Broker } from '../broker/connect.ts'
 import { nowMs } from '../clock.ts'
 import { type Database, inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
-import { matchEvents } from '../workflow/events.ts'
+import { type InsertedEvents, matchEvents } from '../workflow/events.ts'
 import { publishWakes } from '../workflow/wakes.ts'
-import { identityOf, type OutgoingEvent, type ReceivedEvent, traceIdOf } from './event.ts'
+import { type OutgoingEvent, traceIdOf } from './event.ts'
+import { countEvents, divide, type Parcel, unreadable } from './parcel.ts'
 
-type EventOutcome =
-  | { kind: 'inserted' }
-  /** (source, id) was there before. */
-  | { kind: 'duplicate' }
-  /** Postgres refuses this very event, whatever it is stored with. */
+/** What became of a parcel, or of the part of it that halving left. */
+export type ParcelOutcome = { parcel: Parcel } & (
+  | {
+      kind: 'stored'
+      /** How many were inserted; (source, id) of the others was there before. */
+      inserted: number
+      /** Which ones, by place; undefined when all or none. */
+      places: ReadonlySet<number> | undefined
+    }
+  /** Postgres refuses this very event, whatever it is stored with. `sqlstate` is empty where none can be read. */
   | { kind: 'poison'; sqlstate: string; error: string }
+)
 
-/** What became of a batch: an outcome for each event by stream sequence, or nothing yet for all of them. */
+/** What became of a batch: every event of it in one outcome, or nothing yet for all of them. */
 export type BatchOutcome = {
   batchId: string
   /** From the first BEGIN to the end of the last transaction. */
@@ -29,158 +35,187 @@ export type BatchOutcome = {
   /** Just after the last COMMIT or failure, in ms since 1970. */
   endedMs: number
 } & (
-  | { kind: 'settled'; outcomes: Map<number, EventOutcome> }
+  | { kind: 'settled'; outcomes: ParcelOutcome[] }
   /** Postgres is away, overloaded, or not what we expect: no event is to blame. */
   | ({ kind: 'postponed' } & Failure)
 )
 
 type Failure = { sqlstate: string; error: string }
 
-/** ASCII record separator: JSON must escape it inside strings, so it never stands in a valid payload. */
-const SEPARATOR = '\x1e'
+/** Of `text` in Postgres's catalogue. */
+const TEXT_OID = 25
 
 /**
- * Splits the payloads by the separator and casts each on its own, so that no payload can reach into another's row.
- * `offset 0` keeps the planner from repeating the cast in every column.
+ * Splits the texts of each parcel by their separator and casts each on its own, so that no payload can reach into another's
+ * row. `offset 0` keeps the planner from repeating the cast in every column. Sorted, because overlapping batches of two
+ * workers that lock their keys in different orders would deadlock; of two events with one key in a batch, one is inserted.
  */
 const insertStatement = (columns: Columns) => sql`
-  insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
-                      trace_id, received_at, published_at, stream_seq, batch_id)
-  select source, id, event->>'type', event->>'subject', (event->>'time')::timestamptz, event->>'datacontenttype',
-         event->>'dataschema', event->'data', event->>'data_base64',
-         nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
-         trace_id, to_timestamp(received_ms / 1000), to_timestamp(published_ms / 1000), seq, ${columns.batchId}::uuid
-  from (
-    select source, id, payload::jsonb as event, trace_id, received_ms, published_ms, seq
-    from unnest(string_to_array(${columns.sources}, ${SEPARATOR}), string_to_array(${columns.ids}, ${SEPARATOR}),
-                string_to_array(${columns.payloads}, ${SEPARATOR}), ${columns.traceIds}::uuid[],
-                ${columns.receivedMs}::float8[], ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[])
-         as sent(source, id, payload, trace_id, received_ms, published_ms, seq)
-    offset 0
-  ) as row
-  on conflict (source, id) do nothing
-  returning stream_seq`
+  with stored as (
+    insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
+                        trace_id, received_at, published_at, stream_seq, stream_place, batch_id)
+    select nullif(event->>'source', '') collate "C", nullif(event->>'id', '') collate "C", event->>'type', event->>'subject',
+           (event->>'time')::timestamptz, event->>'datacontenttype', event->>'dataschema', event->'data',
+           event->>'data_base64',
+           nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
+           trace_id, to_timestamp(received_ms / 1000), to_timestamp(published_ms / 1000), seq, place,
+           ${columns.batchId}::uuid
+    from (
+      select text::jsonb as event, trace_id, received_ms, published_ms, seq, place + n - 1 as place
+      from unnest(${columns.texts}::text[], ${columns.traceIds}::uuid[], ${columns.receivedMs}::float8[],
+                  ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[])
+             as parcel(texts, trace_id, received_ms, published_ms, seq, place),
+           unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
+      offset 0
+    ) as sent
+    order by 1, 2
+    on conflict (source, id) do nothing
+    returning stream_seq, stream_place)
+  select stream_seq, count(*)::int as inserted, array_agg(stream_place) as places from stored group by stream_seq`
 
 /** The statement as Postgres sees it, for traces. */
 export const INSERT_TEXT = new PgDialect().sqlToQuery(insertStatement(columnsOf([], ''))).sql
 
 type Columns = ReturnType<typeof columnsOf>
 
-type Row = Pick<ReceivedEvent, 'id' | 'source' | 'payload' | 'traceparent' | 'receivedMs' | 'publishedMs' | 'seq'>
+/** What a row needs of its message. */
+type Row = {
+  from: Pick<Parcel['from'], 'seq' | 'traceparent' | 'receivedMs' | 'publishedMs'>
+  place: number
+  events: number
+  bytes: Buffer
+}
 
-function columnsOf(events: Row[], batchId: string) {
+/** One element for each parcel. */
+function columnsOf(parcels: Row[], batchId: string) {
   const list = (values: (string | number)[]) => `{${values.join(',')}}`
   return {
     batchId,
-    sources: events.map((event) => event.source).join(SEPARATOR),
-    ids: events.map((event) => event.id).join(SEPARATOR),
-    payloads: events.map((event) => event.payload).join(SEPARATOR),
-    traceIds: list(events.map((event) => traceIdOf(event.traceparent) ?? 'null')),
-    receivedMs: list(events.map((event) => event.receivedMs)),
-    publishedMs: list(events.map((event) => event.publishedMs)),
-    seqs: list(events.map((event) => event.seq)),
+    texts: textArray(parcels.map(({ bytes }) => bytes)),
+    traceIds: list(parcels.map(({ from }) => traceIdOf(from.traceparent) ?? 'null')),
+    receivedMs: list(parcels.map(({ from }) => from.receivedMs)),
+    publishedMs: list(parcels.map(({ from }) => from.publishedMs)),
+    seqs: list(parcels.map(({ from }) => from.seq)),
+    places: list(parcels.map(({ place }) => place)),
   }
+}
+
+/**
+ * A text[] in Postgres's binary format (array_recv in its source): the bytes go from NATS to Postgres as they are, without
+ * becoming strings here. Bytes that are not UTF-8 are for Postgres to refuse.
+ */
+function textArray(texts: Buffer[]): Buffer {
+  const head = Buffer.alloc(texts.length === 0 ? 12 : 20)
+  head.writeInt32BE(texts.length === 0 ? 0 : 1, 0)
+  head.writeInt32BE(TEXT_OID, 8)
+  if (texts.length > 0) {
+    head.writeInt32BE(texts.length, 12)
+    head.writeInt32BE(1, 16)
+  }
+  const parts: Buffer[] = [head]
+  for (const text of texts) {
+    const length = Buffer.allocUnsafe(4)
+    length.writeInt32BE(text.length)
+    parts.push(length, text)
+  }
+  return Buffer.concat(parts)
 }
 
 /** @property broker  tells other processes which workflow runs the events started and woke */
 export type InsertDeps = { db: Database; broker: Broker | null }
 
 /** Inserts a batch. Never throws for what Postgres says: that is the outcome. */
-export async function insertBatch(deps: InsertDeps, events: ReceivedEvent[]): Promise<BatchOutcome> {
+export async function insertBatch(deps: InsertDeps, parcels: Parcel[]): Promise<BatchOutcome> {
   const batchId = uuidv7()
-  const outcomes = new Map<number, EventOutcome>()
+  const outcomes: ParcelOutcome[] = []
   const startedAt = performance.now()
-  let rest: ReceivedEvent[] = []
-  for (const event of events) {
-    const reason = unstorable(event)
-    if (reason === '') rest.push(event)
-    else outcomes.set(event.seq, { kind: 'poison', sqlstate: '', error: reason })
-  }
-  let failure: Failure | undefined
-  while (rest.length > 0 && failure === undefined) {
-    const { firsts, repeats } = splitRepeats(rest)
-    failure = await insertHalving(deps, firsts, batchId, outcomes)
-    if (failure !== undefined) break
-    // Only a stored event makes its repeat a duplicate: the repeat of a refused one may itself be good.
-    rest = repeats.filter(({ first }) => outcomes.get(first)!.kind === 'poison').map(({ event }) => event)
-    for (const { event, first } of repeats)
-      if (outcomes.get(first)!.kind !== 'poison') outcomes.set(event.seq, { kind: 'duplicate' })
-  }
+  const failure = await insertHalving(deps, parcels, batchId, outcomes)
   const ended = { batchId, insertMs: performance.now() - startedAt, endedMs: nowMs() }
   return failure === undefined ? { kind: 'settled', ...ended, outcomes } : { kind: 'postponed', ...ended, ...failure }
-}
-
-/** The first event of each key, sorted by it, and the others with the sequence of their first. */
-function splitRepeats(events: ReceivedEvent[]) {
-  const byKey = new Map<string, ReceivedEvent>()
-  const repeats: { event: ReceivedEvent; first: number }[] = []
-  for (const event of events) {
-    const key = identityOf(event)
-    const first = byKey.get(key)
-    if (first === undefined) byKey.set(key, event)
-    else repeats.push({ event, first: first.seq })
-  }
-  // Overlapping batches of two workers that lock their keys in different orders would deadlock.
-  const firsts = [...byKey.keys()].sort().map((key) => byKey.get(key)!)
-  return { firsts, repeats }
-}
-
-function unstorable(event: ReceivedEvent): string {
-  if (event.unreadable !== '') return event.unreadable
-  if (event.payload.includes(SEPARATOR) || event.id.includes(SEPARATOR) || event.source.includes(SEPARATOR))
-    return 'a control character (U+001E) stands unescaped in the event'
-  return ''
 }
 
 /** Inserts all rows, or each half on its own when one of them is to blame; log2(n) more transactions per bad event. */
 async function insertHalving(
   deps: InsertDeps,
-  rows: ReceivedEvent[],
+  given: Parcel[],
   batchId: string,
-  outcomes: Map<number, EventOutcome>,
+  outcomes: ParcelOutcome[],
 ): Promise<Failure | undefined> {
-  if (rows.length === 0) return
+  // No text is no event, and would be no row.
+  const parcels = given.filter(({ bytes }) => bytes.length > 0)
+  if (parcels.length < given.length)
+    for (const parcel of given)
+      if (parcel.bytes.length === 0)
+        outcomes.push({ parcel, kind: 'poison', sqlstate: '', error: 'the event is empty' })
+  if (parcels.length === 0) return
+  const events = countEvents(parcels)
   try {
-    const inserted = await insertRows(deps, rows, batchId)
-    for (const { seq } of rows) outcomes.set(seq, { kind: inserted.has(seq) ? 'inserted' : 'duplicate' })
+    outcomes.push(...(await insertParcels(deps, parcels, batchId)))
     return
   } catch (thrown) {
     const { sqlstate, error } = readError(thrown)
     if (!blamesData(sqlstate)) return { sqlstate, error }
-    if (rows.length === 1) {
-      outcomes.set(rows[0]!.seq, { kind: 'poison', sqlstate, error })
+    if (events === 1) {
+      const parcel = parcels[0]!
+      const reason = unreadable(parcel.bytes)
+      outcomes.push({
+        parcel,
+        kind: 'poison',
+        ...(reason === '' ? { sqlstate, error } : { sqlstate: '', error: reason }),
+      })
       return
     }
   }
-  const half = rows.length >> 1
-  return (
-    (await insertHalving(deps, rows.slice(0, half), batchId, outcomes)) ??
-    (await insertHalving(deps, rows.slice(half), batchId, outcomes))
-  )
+  const [first, second] = divide(parcels, events >> 1)
+  return (await insertHalving(deps, first, batchId, outcomes)) ?? (await insertHalving(deps, second, batchId, outcomes))
 }
 
-async function insertRows(deps: InsertDeps, rows: ReceivedEvent[], batchId: string): Promise<Set<number>> {
-  const { inserted, wakes } = await inTransaction(deps.db, async (tx) => {
-    const { rows: stored } = await tx.execute<{ stream_seq: string }>(insertStatement(columnsOf(rows, batchId)))
-    const inserted = new Set(stored.map((row) => Number(row.stream_seq)))
-    const fresh = rows.filter(({ seq }) => inserted.has(seq))
-    const wakes = await matchEvents(
-      tx,
-      fresh.map(({ source, id, traceparent }) => ({ source, id, traceparent })),
-    )
-    return { inserted, wakes }
+async function insertParcels(deps: InsertDeps, parcels: Parcel[], batchId: string): Promise<ParcelOutcome[]> {
+  const { outcomes, wakes } = await inTransaction(deps.db, async (tx) => {
+    const { rows } = await tx.execute<Stored>(insertStatement(columnsOf(parcels, batchId)))
+    const outcomes = outcomesOf(parcels, rows)
+    return { outcomes, wakes: await matchEvents(tx, outcomes.flatMap(insertedOf)) }
   })
   publishWakes(deps.broker, wakes)
-  return inserted
+  return outcomes
+}
+
+type Stored = { stream_seq: string; inserted: number; places: number[] }
+
+function outcomesOf(parcels: Parcel[], rows: Stored[]): (ParcelOutcome & { kind: 'stored' })[] {
+  const stored = new Map(rows.map((row) => [Number(row.stream_seq), row]))
+  return parcels.map((parcel) => {
+    const { place, events } = parcel
+    const row = stored.get(parcel.from.seq)
+    if (row?.inserted === events && events === parcel.from.events && parcel.from.events > 1)
+      return { parcel, kind: 'stored', inserted: events, places: undefined }
+    const places = (row?.places ?? []).filter((one) => one >= place && one < place + events)
+    const some = places.length > 0 && places.length < events
+    return { parcel, kind: 'stored', inserted: places.length, places: some ? new Set(places) : undefined }
+  })
+}
+
+/** The inserted events of a parcel: as one range, or one by one where others between them were there before. */
+function insertedOf({ parcel, inserted, places }: ParcelOutcome & { kind: 'stored' }): InsertedEvents[] {
+  if (inserted === 0) return []
+  const { seq, publishedMs, traceparent } = parcel.from
+  const range = (place: number, events: number) => ({ seq, publishedMs, traceparent, place, events })
+  return places === undefined ? [range(parcel.place, parcel.events)] : [...places].map((place) => range(place, 1))
 }
 
 /** Inserts events and takes them back, so that nothing changes; tells why Postgres refuses them, if it does. */
 export async function rehearse(tx: Transaction, events: OutgoingEvent[]): Promise<Failure | undefined> {
-  const rows = events.map((event, seq) => ({ ...event, publishedMs: Date.now(), seq }))
+  const publishedMs = Date.now()
+  const rows = events.map(({ payload, traceparent, receivedMs }, seq) => {
+    return { from: { seq, traceparent, receivedMs, publishedMs }, place: 0, events: 1, bytes: Buffer.from(payload) }
+  })
   try {
     await tx.transaction(async (savepoint) => {
       await savepoint.execute(insertStatement(columnsOf(rows, uuidv7())))
-      await matchEvents(savepoint, rows)
+      await matchEvents(
+        savepoint,
+        rows.map(({ from }) => ({ ...from, place: 0, events: 1 })),
+      )
       savepoint.rollback()
     })
   } catch (thrown) {

@@ -16,10 +16,11 @@ import { type RequestTrace, startSend } from '../telemetry/tracing.ts'
 import type { OutgoingEvent } from './event.ts'
 import type { Json, Problem } from './json.ts'
 import type { AwaitedEvent, Kept, Outcome } from './outcomes.ts'
+import { pack } from './parcel.ts'
 import type { Publisher } from './publish.ts'
 import { type ValidateDeps, validateEvent } from './validate.ts'
 
-/** Half an atomic batch, so that two parts, or two requests, share one. */
+/** Enough that a message is worth its cost, and few enough that the first are stored while the rest still comes in. */
 const PART_EVENTS_MAX = 500
 const PART_BYTES_MAX = 1024 * 1024
 /** Enough to keep the publisher busy while more of the body is parsed; one when many requests do. */
@@ -144,14 +145,22 @@ async function publishPart(
   try {
     // A part that waited for nothing must not follow one that failed: the client reads the outcomes as a prefix.
     if (intake.failure !== undefined) throw intake.failure
-    const firstSeq = await publisher.publish(part)
+    const parcels = pack(part)
+    const firstSeq = await publisher.publish(parcels)
     metrics.eventsAccepted(part.length)
     send.end()
-    if (intake.awaited !== undefined)
-      for (let i = 0; i < part.length; i++) {
-        const { source, id } = part[i]!
-        intake.awaited.push({ source, id, seq: firstSeq + i, outcome: intake.outcomes[places[i]!] as Kept })
-      }
+    if (intake.awaited !== undefined) {
+      const outcomes = new Map(part.map((event, i) => [event, intake.outcomes[places[i]!] as Kept]))
+      for (const [i, parcel] of parcels.entries())
+        for (const [place, event] of parcel.entries())
+          intake.awaited.push({
+            source: event.source,
+            id: event.id,
+            seq: firstSeq + i,
+            place,
+            outcome: outcomes.get(event)!,
+          })
+    }
   } catch (error) {
     intake.failure ??= error
     const { code, message } = error instanceof MillraceError ? error : { code: 'internal', message: 'not published' }

@@ -14,8 +14,8 @@ export type Kept = {
 
 export type Rejection = Problem & { status: 'rejected'; id?: string }
 
-/** A stored event that someone waits for; its outcome is written in place. */
-export type AwaitedEvent = { source: string; id: string; seq: number; outcome: Kept }
+/** A stored event that someone waits for, by the message and the place in it; its outcome is written here. */
+export type AwaitedEvent = { source: string; id: string; seq: number; place: number; outcome: Kept }
 
 export type Counts = Record<Outcome['status'], number>
 

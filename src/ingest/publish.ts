@@ -9,11 +9,11 @@
 import { type Msg, type NatsConnection, nuid, RequestError, TimeoutError } from 'nats'
 import type { Broker } from '../broker/connect.ts'
 import { headersFrom } from '../broker/delivery.ts'
-import { subjectOf } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
-import { headerLines, type OutgoingEvent } from './event.ts'
+import type { OutgoingEvent } from './event.ts'
+import { messageOf, type OutgoingMessage } from './parcel.ts'
 
 /** The server's own limit (ADR-50). */
 export const BATCH_MESSAGES_MAX = 1_000
@@ -24,8 +24,11 @@ const BATCH_BYTES_MAX = 4 * 1024 * 1024
 /** One more than the server stores at a time, so that it need not wait for us to encode; more only make batches smaller (measured). */
 const FLIGHTS_MAX = 2
 
+/** Of the newest batch in the mean number of events per message. */
+const MEAN_WEIGHT = 0.05
+
 type Entry = {
-  events: OutgoingEvent[]
+  messages: OutgoingMessage[]
   bytes: number
   resolve: (firstSeq: number) => void
   reject: (error: unknown) => void
@@ -33,15 +36,17 @@ type Entry = {
 
 export type Publisher = {
   /**
-   * Stores the events of one request together.
-   * @param events at most BATCH_MESSAGES_MAX; their sequences follow one another
+   * Stores the parcels of one request together.
+   * @param parcels at most BATCH_MESSAGES_MAX; their sequences follow one another
    * @returns the stream sequence of the first, once all are on disk
    * @throws MillraceError `unavailable` or `overloaded`; after a timeout they may be stored all the same, so a client
    *   retries with the same ids
    */
-  publish: (events: OutgoingEvent[]) => Promise<number>
+  publish: (parcels: OutgoingEvent[][]) => Promise<number>
   /** Whether so much is waiting that a reader should slow down, before `publish` has to refuse. */
   crowded: () => boolean
+  /** How many events a message of late held, on average. */
+  eventsPerMessage: () => number
   /** Resolves when nothing is waiting or in flight. */
   drain: () => Promise<void>
 }
@@ -53,19 +58,21 @@ export function createPublisher(
   const waiting: Entry[] = []
   let pendingBytes = 0
   let flights = 0
+  let eventsPerMessage = 1
   let scheduled = false
   let idle: PromiseWithResolvers<void> | undefined
 
-  function publish(events: OutgoingEvent[]): Promise<number> {
+  function publish(parcels: OutgoingEvent[][]): Promise<number> {
     if (!broker.connected())
       return Promise.reject(new MillraceError('unavailable', 'JetStream is away; retry with the same event ids'))
     if (pendingBytes > config.PUBLISH_PENDING_BYTES_MAX)
       return Promise.reject(new MillraceError('overloaded', 'Too much is waiting for JetStream; retry later'))
+    const messages = parcels.map(messageOf)
     let bytes = 0
-    for (const event of events) bytes += event.payload.length
+    for (const { payload } of messages) bytes += payload.length
     pendingBytes += bytes
     return new Promise<number>((resolve, reject) => {
-      waiting.push({ events, bytes, resolve, reject })
+      waiting.push({ messages, bytes, resolve, reject })
       schedule()
     })
   }
@@ -83,13 +90,15 @@ export function createPublisher(
   async function fly(entries: Entry[]): Promise<void> {
     flights++
     try {
-      const events = entries.length === 1 ? entries[0]!.events : entries.flatMap((entry) => entry.events)
+      const messages = entries.length === 1 ? entries[0]!.messages : entries.flatMap((entry) => entry.messages)
       const startedAt = performance.now()
-      let seq = await storeBatch(broker, events, config.PUBLISH_TIMEOUT_MS)
-      metrics.batchPublished(events.length, (performance.now() - startedAt) / 1_000)
+      let seq = await storeBatch(broker, messages, config.PUBLISH_TIMEOUT_MS)
+      const events = messages.reduce((sum, message) => sum + message.events, 0)
+      eventsPerMessage += MEAN_WEIGHT * (events / messages.length - eventsPerMessage)
+      metrics.batchPublished(events, (performance.now() - startedAt) / 1_000)
       for (const entry of entries) {
         entry.resolve(seq)
-        seq += entry.events.length
+        seq += entry.messages.length
       }
     } catch (error) {
       metrics.publishFailed(error instanceof MillraceError ? error.code : 'internal')
@@ -108,7 +117,12 @@ export function createPublisher(
     await idle.promise
   }
 
-  return { publish, crowded: () => pendingBytes > config.PUBLISH_PENDING_BYTES_MAX / 2, drain }
+  return {
+    publish,
+    crowded: () => pendingBytes > config.PUBLISH_PENDING_BYTES_MAX / 2,
+    eventsPerMessage: () => eventsPerMessage,
+    drain,
+  }
 }
 
 /** Takes whole requests, in order, up to the limits of a batch; always at least one. */
@@ -117,7 +131,7 @@ function nextBatch(waiting: Entry[]): Entry[] {
   let bytes = 0
   let count = 0
   for (const entry of waiting) {
-    messages += entry.events.length
+    messages += entry.messages.length
     bytes += entry.bytes
     if (count > 0 && (messages > BATCH_MESSAGES_MAX || bytes > BATCH_BYTES_MAX)) break
     count++
@@ -125,11 +139,15 @@ function nextBatch(waiting: Entry[]): Entry[] {
   return waiting.splice(0, count)
 }
 
-/** Stores one atomic batch; returns the sequence of its first message. */
-async function storeBatch({ nc }: Broker, events: OutgoingEvent[], timeoutMs: number): Promise<number> {
+/**
+ * Stores messages as one atomic batch, at most BATCH_MESSAGES_MAX.
+ * @returns the stream sequence of the first, once all are on disk
+ * @throws MillraceError `unavailable`
+ */
+export async function storeBatch({ nc }: Broker, messages: OutgoingMessage[], timeoutMs: number): Promise<number> {
   let answer: Msg
   try {
-    answer = await sendBatch(nc, events, timeoutMs)
+    answer = await sendBatch(nc, messages, timeoutMs)
   } catch (error) {
     throw publishFailure(error, timeoutMs)
   }
@@ -138,26 +156,21 @@ async function storeBatch({ nc }: Broker, events: OutgoingEvent[], timeoutMs: nu
     throw new MillraceError('unavailable', `JetStream refused the batch: ${ack.error?.description ?? 'no sequence'}`, {
       details: { broker_code: ack.error?.err_code },
     })
-  return ack.seq - (events.length - 1)
+  return ack.seq - (messages.length - 1)
 }
 
 /** The commit comes with the last message, and the server answers it alone. */
-async function sendBatch(nc: NatsConnection, events: OutgoingEvent[], timeoutMs: number): Promise<Msg> {
-  const last = events.length - 1
+function sendBatch(nc: NatsConnection, messages: OutgoingMessage[], timeoutMs: number): Promise<Msg> {
+  const last = messages.length - 1
   const batchId = nuid.next()
   const partOf = (n: number) => `\r\nNats-Batch-Id: ${batchId}\r\nNats-Batch-Sequence: ${n}`
-  const final = events[last]!
-  // All of them before any is sent: an event that cannot be written must not leave half a batch behind.
-  const lines = events.map(headerLines)
   for (let i = 0; i < last; i++) {
-    const event = events[i]!
-    nc.publish(subjectOf(event.type), Buffer.from(event.payload), { headers: headersFrom(lines[i]! + partOf(i + 1)) })
+    const { subject, headerLines, payload } = messages[i]!
+    nc.publish(subject, payload, { headers: headersFrom(headerLines + partOf(i + 1)) })
   }
+  const { subject, headerLines, payload } = messages[last]!
   const commit = last === 0 ? '' : `${partOf(last + 1)}\r\nNats-Batch-Commit: 1`
-  return nc.request(subjectOf(final.type), Buffer.from(final.payload), {
-    headers: headersFrom(lines[last]! + commit),
-    timeout: timeoutMs,
-  })
+  return nc.request(subject, payload, { headers: headersFrom(headerLines + commit), timeout: timeoutMs })
 }
 
 function publishFailure(error: unknown, timeoutMs: number): MillraceError {

@@ -9,6 +9,7 @@ import { createInbox, type Msg, type Subscription } from 'nats'
 import type { Broker } from '../broker/connect.ts'
 import { deliveryInfo, working } from '../broker/delivery.ts'
 import { CONSUMER, STREAM } from '../broker/streams.ts'
+import { divide, type Parcel, receive } from './parcel.ts'
 
 /** Long enough that an idle system asks seldom; under 1,000 ms the server refuses. */
 const EXPIRES_MS = 20_000
@@ -17,17 +18,22 @@ const HEARTBEAT_MS = 2_000
 const SILENCE_MS_MAX = 2 * HEARTBEAT_MS + 500
 /** After a refusal, so that a consumer that is away is not asked in a tight loop. */
 const REFUSED_MS = 250
+/** Bounds what one request brings when messages suddenly hold many events; far above the largest message. */
+const REQUEST_BYTES_MAX = 16 * 1024 * 1024
+/** Of the newest message in the mean number of events per message. */
+const MEAN_WEIGHT = 0.05
 
 export type Pull = {
+  /** Events that are here. */
   buffered: () => number
   /** Messages in the stream behind those delivered, as the newest one said. */
   pending: () => number
-  /** Takes up to `max` buffered messages at once; the room is asked for again. */
-  take: (max: number) => Msg[]
+  /** Takes up to `max` buffered events at once, cutting the last parcel where it is too large; the room is asked for again. */
+  take: (max: number) => Parcel[]
   /** Resolves at the next arrival, on close, or after `ms`. */
   arrival: (ms?: number) => Promise<void>
-  /** How many messages to hold ready. */
-  setCapacity: (messages: number) => void
+  /** How many events to hold ready. */
+  setCapacity: (events: number) => void
   /** Asks no more, and returns once everything the server sent has arrived in the buffer. */
   close: () => Promise<void>
   closed: () => boolean
@@ -44,17 +50,17 @@ export function openPull(
   const { nc } = broker
   const inbox = createInbox()
   const subject = `$JS.API.CONSUMER.MSG.NEXT.${STREAM}.${CONSUMER}`
-  const buffer: Msg[] = []
-  let head = 0
+  let buffer: Parcel[] = []
+  let buffered = 0
+  let eventsPerMessage = 1
   let capacity = capacityAtStart
+  /** Messages asked for and not yet here. */
   let outstanding = 0
   let newest: Msg | undefined
   let heardAt = performance.now()
   let closed = false
   let wake: PromiseWithResolvers<void> | undefined
   let retry: NodeJS.Timeout | undefined
-
-  const buffered = () => buffer.length - head
 
   function awaken(): void {
     wake?.resolve()
@@ -68,7 +74,10 @@ export function openPull(
       if (msg.subject === inbox) return onStatus(msg)
       outstanding = Math.max(0, outstanding - 1)
       newest = msg
-      buffer.push(msg)
+      const parcel = receive(msg)
+      buffer.push(parcel)
+      buffered += parcel.events
+      eventsPerMessage += MEAN_WEIGHT * (parcel.events - eventsPerMessage)
       awaken()
       ask()
     },
@@ -79,7 +88,7 @@ export function openPull(
     if (status === 100) return
     const left = Number(msg.headers?.get('Nats-Pending-Messages') || 0)
     outstanding = left > 0 ? Math.max(0, outstanding - left) : 0
-    if (status === 408 || status === 404) ask()
+    if (status === 408 || status === 404 || /MaxBytes/i.test(msg.headers?.description ?? '')) ask()
     else retry ??= setTimeout(askAgain, REFUSED_MS)
   }
 
@@ -91,10 +100,16 @@ export function openPull(
   /** Tops up when there is room for a whole request, or half of the room is free: one request brings many messages. */
   function ask(): void {
     if (closed || retry !== undefined || !broker.connected()) return
-    const worthwhile = Math.max(1, Math.min(requestMax, capacity / 2))
-    for (let room = capacity - buffered() - outstanding; room >= worthwhile; ) {
-      const batch = Math.min(room, requestMax)
-      const request = { batch, expires: EXPIRES_MS * 1e6, idle_heartbeat: HEARTBEAT_MS * 1e6 }
+    const capacityMessages = Math.max(1, capacity / eventsPerMessage)
+    const worthwhile = Math.max(1, Math.min(requestMax, capacityMessages / 2))
+    for (let room = capacityMessages - buffered / eventsPerMessage - outstanding; room >= worthwhile; ) {
+      const batch = Math.min(Math.ceil(room), requestMax)
+      const request = {
+        batch,
+        max_bytes: REQUEST_BYTES_MAX,
+        expires: EXPIRES_MS * 1e6,
+        idle_heartbeat: HEARTBEAT_MS * 1e6,
+      }
       nc.publish(subject, JSON.stringify(request), { reply: inbox })
       outstanding += batch
       room -= batch
@@ -119,17 +134,13 @@ export function openPull(
   }, 1_000)
 
   const keepAlive = setInterval(() => {
-    for (let i = head; i < buffer.length; i++) working(buffer[i]!)
+    for (const { from } of buffer) working(from.message)
   }, ackWaitMs / 3)
 
-  function take(max: number): Msg[] {
-    const taken = buffer.slice(head, head + max)
-    head += taken.length
-    // Compacting only now and then keeps taking from the front linear.
-    if (head > 1_024 && head * 2 > buffer.length) {
-      buffer.splice(0, head)
-      head = 0
-    }
+  function take(max: number): Parcel[] {
+    const [taken, rest] = divide(buffer, max)
+    buffer = rest
+    buffered = Math.max(0, buffered - max)
     ask()
     return taken
   }
@@ -163,12 +174,12 @@ export function openPull(
   void askAfterReconnect()
   ask()
   return {
-    buffered,
+    buffered: () => buffered,
     pending: () => (newest === undefined ? 0 : deliveryInfo(newest).pending),
     take,
     arrival,
-    setCapacity: (messages) => {
-      capacity = messages
+    setCapacity: (events) => {
+      capacity = events
       ask()
     },
     close,

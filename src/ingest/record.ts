@@ -1,12 +1,13 @@
 /** What is told of a batch once JetStream has its answers: metrics, its row in `batches`, and its trace. */
 
 import { nowMs } from '../clock.ts'
-import { traceBatch } from '../telemetry/batch-trace.ts'
+import { type AttemptedEvent, isSampled, LINKS_MAX, traceBatch } from '../telemetry/batch-trace.ts'
 import { PROCESS_NAME } from '../telemetry/resource.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import type { Batch } from './batch.ts'
 import type { BatchLog } from './batch-log.ts'
-import { type BatchOutcome, INSERT_TEXT } from './insert.ts'
+import { type BatchOutcome, INSERT_TEXT, type ParcelOutcome } from './insert.ts'
+import { countEvents, namesOf, type Parcel } from './parcel.ts'
 
 export type RecordDeps = { telemetry: Telemetry; batchLog: BatchLog }
 
@@ -14,7 +15,7 @@ export type RecordDeps = { telemetry: Telemetry; batchLog: BatchLog }
 export function recordBatch(deps: RecordDeps, index: number, batch: Batch, outcome: BatchOutcome): void {
   const { metrics, tracing, pool } = deps.telemetry
   const worker = `${PROCESS_NAME}#${index}`
-  const redelivered = batch.events.reduce((count, event) => count + (event.deliveries > 1 ? 1 : 0), 0)
+  const redelivered = countEvents(batch.parcels.filter(({ from }) => from.deliveries > 1))
   if (redelivered > 0) metrics.redelivered(redelivered)
   if (outcome.kind === 'settled') pool.committed(index, recordCommit(deps, worker, batch, outcome))
   else {
@@ -24,8 +25,8 @@ export function recordBatch(deps: RecordDeps, index: number, batch: Batch, outco
   traceBatch(tracing, {
     batchId: outcome.batchId,
     worker,
-    events: batch.events,
-    outcomeOf: (seq) => (outcome.kind === 'settled' ? outcome.outcomes.get(seq)! : outcome),
+    size: batch.size,
+    sampled: tracing.tracer === undefined ? [] : sampledOf(batch, outcome),
     startedMs: batch.closedMs - batch.fillMs,
     closedMs: batch.closedMs,
     insertStartedMs: outcome.endedMs - outcome.insertMs,
@@ -45,15 +46,15 @@ function recordCommit(
 ): number {
   let inserted = 0
   let duplicates = 0
-  for (const event of batch.events) {
-    switch (outcome.outcomes.get(event.seq)!.kind) {
-      case 'inserted':
-        inserted++
-        metrics.eventCommitted(event.receivedMs, event.publishedMs, outcome.endedMs)
+  for (const result of outcome.outcomes) {
+    switch (result.kind) {
+      case 'stored': {
+        const { receivedMs, publishedMs } = result.parcel.from
+        inserted += result.inserted
+        duplicates += result.parcel.events - result.inserted
+        metrics.eventsCommitted(receivedMs, publishedMs, outcome.endedMs, result.inserted)
         break
-      case 'duplicate':
-        duplicates++
-        break
+      }
       case 'poison':
         break
     }
@@ -65,11 +66,37 @@ function recordCommit(
   batchLog.record({
     id: outcome.batchId,
     worker,
-    size: batch.events.length,
+    size: batch.size,
     inserted,
     fillMs,
     insertMs,
     committedMs: endedMs,
   })
   return inserted + duplicates
+}
+
+/** The events whose traces tell of this attempt; only they are parsed. */
+function sampledOf(batch: Batch, outcome: BatchOutcome): AttemptedEvent[] {
+  const results: ({ parcel: Parcel } & (ParcelOutcome | (BatchOutcome & { kind: 'postponed' })))[] =
+    outcome.kind === 'settled' ? outcome.outcomes : batch.parcels.map((parcel) => ({ ...outcome, parcel }))
+  const events: AttemptedEvent[] = []
+  for (const result of results) {
+    const { from, place } = result.parcel
+    if (!isSampled(from.traceparent)) continue
+    for (const [n, name] of namesOf(result.parcel).entries()) {
+      if (events.length === LINKS_MAX) return events
+      const { seq, traceparent, publishedMs, deliveries } = from
+      const at = { seq, place: place + n, traceparent, publishedMs, deliveries }
+      events.push({ ...name, ...at, outcome: outcomeAt(result, place + n) })
+    }
+  }
+  return events
+}
+
+function outcomeAt(
+  result: ParcelOutcome | (BatchOutcome & { kind: 'postponed' }),
+  place: number,
+): AttemptedEvent['outcome'] {
+  if (result.kind !== 'stored') return result
+  return { kind: (result.places?.has(place) ?? result.inserted > 0) ? 'inserted' : 'duplicate' }
 }

@@ -46,6 +46,8 @@ export type RefusalDesk = {
    * @param onHold hears why, whenever the worker has to wait
    */
   settle: (batch: Batch, onHold: (reason: string) => void, signal: AbortSignal) => Promise<boolean>
+  /** Whether most events of late were refused, so that dead letters are held back. */
+  suspecting: () => boolean
   /** Counts events that were stored, against which refusals are judged. */
   committed: (events: number) => void
   close: () => void
@@ -164,7 +166,12 @@ export function createRefusalDesk(
     return decision
   }
 
-  return { settle, committed: (events) => recent.add({ committed: events }), close }
+  return {
+    settle,
+    suspecting: () => watch !== undefined,
+    committed: (events) => recent.add({ committed: events }),
+    close,
+  }
 }
 
 const givenBack = ({ event, sqlstate, error }: Refused): Refusal => ({
@@ -176,10 +183,10 @@ const givenBack = ({ event, sqlstate, error }: Refused): Refusal => ({
 
 /** A transaction that is tried again must not tell of the same death twice. */
 function traceOnce(tracing: Tracing): (refusal: Refusal) => string {
-  const traces = new Map<number, string>()
+  const traces = new Map<string, string>()
   return ({ event, code, error }) => {
     const traceparent =
-      traces.get(event.seq) ??
+      traces.get(deadLetterId(event)) ??
       traceDeadLetter(tracing, {
         traceparent: event.traceparent,
         id: event.id,
@@ -188,7 +195,7 @@ function traceOnce(tracing: Tracing): (refusal: Refusal) => string {
         cause: code,
         message: error,
       })
-    traces.set(event.seq, traceparent)
+    traces.set(deadLetterId(event), traceparent)
     return traceparent
   }
 }

@@ -24,6 +24,7 @@ import type { DeadLetter } from './dead-letters.ts'
 import { identityOf, type OutgoingEvent } from './event.ts'
 import { rehearse } from './insert.ts'
 import { DEPTH_MAX, deeperThan, findUnstorable, type Json, parseJson } from './json.ts'
+import { pack } from './parcel.ts'
 import { BATCH_MESSAGES_MAX, type Publisher } from './publish.ts'
 import type { SchemaRegistry } from './schemas.ts'
 import { validateEvent } from './validate.ts'
@@ -245,7 +246,7 @@ async function publishAll(
     return { send, event: { ...plan.event!, traceparent: send.traceparent() } }
   })
   try {
-    for (const part of parts(sends.map(({ event }) => event))) await publisher.publish(part)
+    for (const part of parts(sends.map(({ event }) => event))) await publisher.publish(pack(part))
     for (const { send } of sends) send.end()
   } catch (error) {
     for (const { send } of sends) send.end(error)

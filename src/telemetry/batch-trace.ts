@@ -35,26 +35,31 @@ import { parseTraceparent } from './traceparent.ts'
 import { always, end, type Tracing, under } from './tracing.ts'
 
 /** What OpenTelemetry allows on a span, and more than anyone reads. */
-const LINKS_MAX = 128
+export const LINKS_MAX = 128
 /** The statement is static; its beginning identifies it. */
 const SQL_CHARS_MAX = 512
 
-type AttemptedEvent = {
+/** A sampled event of a batch. */
+export type AttemptedEvent = {
   id: string
   source: string
   seq: number
+  place: number
   traceparent: string
   publishedMs: number
   deliveries: number
+  /** What became of it: inserted, duplicate, poison (and why), postponed. */
+  outcome: { kind: string; sqlstate?: string; error?: string }
 }
 
 /** All times in ms since 1970. */
 export type Attempt = {
   batchId: string
   worker: string
-  events: readonly AttemptedEvent[]
-  /** What became of the event with this stream sequence: inserted, duplicate, poison (and why), postponed. */
-  outcomeOf: (seq: number) => { kind: string; sqlstate?: string; error?: string }
+  /** How many events it had. */
+  size: number
+  /** The sampled ones, LINKS_MAX at most. */
+  sampled: readonly AttemptedEvent[]
   /** When a free worker found the first event. */
   startedMs: number
   /** When the batch closed. */
@@ -68,13 +73,11 @@ export type Attempt = {
   error?: { code: string; message: string }
 }
 
-const sampled = (traceparent: string): boolean => traceparent.endsWith('-01')
+export const isSampled = (traceparent: string): boolean => traceparent.endsWith('-01')
 
 /** Records one attempt at a batch, if any of its events is sampled. */
 export function traceBatch({ tracer }: Tracing, attempt: Attempt): void {
-  if (tracer === undefined) return
-  const traced = attempt.events.filter((event) => sampled(event.traceparent)).slice(0, LINKS_MAX)
-  if (traced.length === 0) return
+  if (tracer === undefined || attempt.sampled.length === 0) return
   const batch = tracer.startSpan(
     `batch ${CONSUMER}`,
     {
@@ -83,13 +86,13 @@ export function traceBatch({ tracer }: Tracing, attempt: Attempt): void {
       attributes: {
         'millrace.batch.id': attempt.batchId,
         'millrace.worker': attempt.worker,
-        [ATTR_MESSAGING_BATCH_MESSAGE_COUNT]: attempt.events.length,
+        [ATTR_MESSAGING_BATCH_MESSAGE_COUNT]: attempt.size,
       },
     },
     always(ROOT_CONTEXT),
   )
   traceSteps(tracer, batch, attempt)
-  for (const event of traced) traceEvent(tracer, batch, attempt, event)
+  for (const event of attempt.sampled) traceEvent(tracer, batch, attempt, event)
   end(batch, attempt.error, attempt.answeredMs)
 }
 
@@ -103,7 +106,7 @@ function traceSteps(tracer: Tracer, batch: Span, attempt: Attempt): void {
     )
   step(`receive ${STREAM}`, attempt.startedMs, attempt.closedMs, {
     ...messaging('receive', 'receive', attempt.worker),
-    [ATTR_MESSAGING_BATCH_MESSAGE_COUNT]: attempt.events.length,
+    [ATTR_MESSAGING_BATCH_MESSAGE_COUNT]: attempt.size,
   })
   step(
     'INSERT events',
@@ -113,21 +116,21 @@ function traceSteps(tracer: Tracer, batch: Span, attempt: Attempt): void {
       [ATTR_DB_SYSTEM_NAME]: DB_SYSTEM_NAME_VALUE_POSTGRESQL,
       [ATTR_DB_OPERATION_NAME]: 'INSERT',
       [ATTR_DB_COLLECTION_NAME]: 'events',
-      [ATTR_DB_OPERATION_BATCH_SIZE]: attempt.events.length,
+      [ATTR_DB_OPERATION_BATCH_SIZE]: attempt.size,
       [ATTR_DB_QUERY_TEXT]: attempt.statement.slice(0, SQL_CHARS_MAX),
     },
     attempt.error,
   )
   step(`${attempt.error === undefined ? 'ack' : 'nak'} ${STREAM}`, attempt.insertEndedMs, attempt.answeredMs, {
     ...messaging(attempt.error === undefined ? 'ack' : 'nak', 'settle', attempt.worker),
-    [ATTR_MESSAGING_BATCH_MESSAGE_COUNT]: attempt.events.length,
+    [ATTR_MESSAGING_BATCH_MESSAGE_COUNT]: attempt.size,
   })
 }
 
 function traceEvent(tracer: Tracer, batch: Span, attempt: Attempt, event: AttemptedEvent): void {
   const sent = parseTraceparent(event.traceparent)
   if (sent === undefined) return
-  const { kind, sqlstate, error } = attempt.outcomeOf(event.seq)
+  const { kind, sqlstate, error } = event.outcome
   // Another machine's clock may be ahead of ours; no span ends before it starts.
   const wait = (fromMs: number, toMs: number) => Math.max(0, toMs - fromMs)
   const span = tracer.startSpan(
@@ -138,7 +141,7 @@ function traceEvent(tracer: Tracer, batch: Span, attempt: Attempt, event: Attemp
       links: [{ context: batch.spanContext(), attributes: { 'millrace.link': 'batch' } }],
       attributes: {
         ...messaging('process', 'process', attempt.worker),
-        [ATTR_MESSAGING_MESSAGE_ID]: String(event.seq),
+        [ATTR_MESSAGING_MESSAGE_ID]: event.place === 0 ? `${event.seq}` : `${event.seq}.${event.place}`,
         [ATTR_CLOUDEVENTS_EVENT_ID]: event.id,
         [ATTR_CLOUDEVENTS_EVENT_SOURCE]: event.source,
         'millrace.batch.id': attempt.batchId,

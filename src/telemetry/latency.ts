@@ -28,8 +28,8 @@ const emptyHistogram = (): Histogram => ({
 })
 
 export type LatencyHistograms = {
-  /** Counts one event: from its request and from JetStream's store time to its commit, all in ms since 1970. */
-  record: (receivedMs: number, publishedMs: number, committedMs: number) => void
+  /** Counts `events` of one message: from their request and from JetStream's store time to their commit, in ms since 1970. */
+  record: (receivedMs: number, publishedMs: number, committedMs: number, events: number) => void
   producer: MetricProducer
 }
 
@@ -38,9 +38,10 @@ export function createLatencyHistograms(): LatencyHistograms {
   const event = emptyHistogram()
   const queue = emptyHistogram()
   return {
-    record: (receivedMs, publishedMs, committedMs) => {
-      add(event, (committedMs - receivedMs) / 1_000)
-      add(queue, (committedMs - publishedMs) / 1_000)
+    record: (receivedMs, publishedMs, committedMs, events) => {
+      if (events === 0) return
+      add(event, (committedMs - receivedMs) / 1_000, events)
+      add(queue, (committedMs - publishedMs) / 1_000, events)
     },
     producer: {
       collect: async () => {
@@ -64,13 +65,13 @@ export function createLatencyHistograms(): LatencyHistograms {
 const hrTimeNow = (): HrTime => [Math.trunc(Date.now() / 1_000), (Date.now() % 1_000) * 1e6]
 
 /** Clocks of two machines may differ by more than the latency; what seems negative counts as none. */
-function add(histogram: Histogram, seconds: number): void {
+function add(histogram: Histogram, seconds: number, events: number): void {
   const value = Number.isFinite(seconds) ? Math.max(0, seconds) : 0
   let bucket = 0
   while (bucket < LATENCY_BOUNDS_SECONDS.length && value > LATENCY_BOUNDS_SECONDS[bucket]!) bucket++
-  histogram.counts[bucket]!++
-  histogram.sum += value
-  histogram.count++
+  histogram.counts[bucket]! += events
+  histogram.sum += value * events
+  histogram.count += events
   if (value < histogram.min) histogram.min = value
   if (value > histogram.max) histogram.max = value
 }

@@ -95,7 +95,7 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
     },
     publishFailed: (code: string) => publishes.add(1, { outcome: code }),
     redelivered: (count: number) => redeliveries.add(count),
-    /** After COMMIT, beside one call of `eventCommitted` for each inserted row. */
+    /** After COMMIT, beside one call of `eventsCommitted` for each message. */
     batchCommitted: (batch: { inserted: number; duplicates: number; fillMs: number; insertMs: number }) => {
       batches.add(1, { outcome: 'committed' })
       batchSize.record(batch.inserted + batch.duplicates)
@@ -104,7 +104,7 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
       committed.add(batch.inserted)
       duplicates.add(batch.duplicates)
     },
-    eventCommitted: latency.record,
+    eventsCommitted: latency.record,
     /** A batch that Postgres did not take, by class of SQLSTATE: `08`, `53`, `57`, `40` ... */
     batchFailed: (sqlstate: string) => batches.add(1, { outcome: `failed_${sqlstate.slice(0, 2)}` }),
     deadLettered: (cause: string) => deadLetters.add(1, { cause }),
@@ -121,9 +121,12 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
 
     /** Reads the queue at each collection; a queue that cannot be read is no sample, not a zero. */
     observeQueue: (read: () => Promise<QueueState>) => {
-      const depth = gauge('queue_depth', 'Events stored and not yet committed')
-      const lag = gauge('queue_lag_seconds', 'Age of the oldest event not yet committed', 's')
-      const unacknowledged = gauge('queue_unacknowledged', 'Events in the hands of workers')
+      const depth = gauge(
+        'queue_depth',
+        'Messages stored and not yet committed; one holds the events of a request that share a type',
+      )
+      const lag = gauge('queue_lag_seconds', 'Age of the oldest message not yet committed', 's')
+      const unacknowledged = gauge('queue_unacknowledged', 'Messages in the hands of workers')
       meter.addBatchObservableCallback(
         async (result) => {
           const state = await read()

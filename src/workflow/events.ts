@@ -15,8 +15,15 @@ import { type SQL, sql } from 'drizzle-orm'
 import type { Transaction } from '../db/connect.ts'
 import type { Wakes } from './wakes.ts'
 
-/** Identity of an event that this transaction has inserted, and the W3C trace context it came with ('' for none). */
-export type InsertedEvent = { source: string; id: string; traceparent: string }
+/** Events of one message that this transaction has inserted, and the W3C trace context they came with ('' for none). */
+export type InsertedEvents = {
+  seq: number
+  publishedMs: number
+  /** The first one's place in the message, and how many there are from there. */
+  place: number
+  events: number
+  traceparent: string
+}
 
 const NOTHING: Wakes = { queues: [], runs: [] }
 
@@ -24,7 +31,7 @@ const NOTHING: Wakes = { queues: [], runs: [] }
  * Starts and wakes runs for newly inserted events, as part of the caller's transaction.
  * @returns what to publish after COMMIT
  */
-export async function matchEvents(tx: Transaction, inserted: InsertedEvent[]): Promise<Wakes> {
+export async function matchEvents(tx: Transaction, inserted: InsertedEvents[]): Promise<Wakes> {
   if (inserted.length === 0) return NOTHING
   // Holds the rows until the end of the transaction: who adds one waits for us (listen.ts).
   const { rows: listeners } = await tx.execute<{ type: string }>(sql`select type from workflow_listeners for key share`)
@@ -68,7 +75,7 @@ const POST = sql`
     jsonb_agg(jsonb_build_object('n', base + n, 'source', source, 'id', id, 'ms', ms) order by n)
   from (
     select type, path, key, source, id, ms,
-      row_number() over (partition by type, path, key order by published_at, stream_seq) as n
+      row_number() over (partition by type, path, key order by published_at, stream_seq, stream_place) as n
     from keyed where workflow = '') numbered,
     (select (extract(epoch from statement_timestamp()) * 1000)::bigint as base) based
   group by type, path, key, base order by type, key, path
@@ -95,9 +102,11 @@ const UUIDV7 = sql.raw(`encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid
 const match = (inserted: string): SQL => sql`
   with fresh as materialized (
     select e.*, f.traceparent
-    from jsonb_to_recordset(${inserted}::jsonb) f(source text, id text, traceparent text), lateral (
-      select source, id, type, subject, data, extensions, published_at, stream_seq from events e
-      where e.source = f.source and e.id = f.id offset 0) e),
+    from jsonb_to_recordset(${inserted}::jsonb)
+        f(seq bigint, "publishedMs" float8, place int, events int, traceparent text), lateral (
+      select source, id, type, subject, data, extensions, published_at, stream_seq, stream_place from events e
+      where e.published_at = to_timestamp(f."publishedMs" / 1000) and e.stream_seq = f.seq
+        and e.stream_place >= f.place and e.stream_place < f.place + f.events offset 0) e),
   keyed as materialized (
     select * from (
       select f.*, extract(epoch from clock_timestamp()) * 1000 as ms, l.path, l.workflow, l.version, l.queue, l.priority, l.reuse, l.timeout_ms,
@@ -113,7 +122,8 @@ const match = (inserted: string): SQL => sql`
     select distinct on (workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end) *,
       case when path <> '{}' then workflow || ':' || key end as run_key
     from keyed where workflow <> ''
-    order by workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end, published_at, stream_seq),
+    order by workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end, published_at,
+      stream_seq, stream_place),
   started as (
     insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, traceparent,
       deadline_at, created_at)
@@ -161,7 +171,7 @@ export const backfill = (type: string, path: string[], sinceMs: number): SQL => 
     select * from (
       select e.*, extract(epoch from published_at) * 1000 as ms, '' as workflow, p.path, case when p.path = '{}' then '' else jsonb_build_object('source', e.source,
         'id', e.id, 'type', e.type, 'subject', e.subject, 'data', e.data, 'extensions', e.extensions) #>> p.path end as key
-      from (select source, id, type, subject, data, extensions, published_at, stream_seq from events
+      from (select source, id, type, subject, data, extensions, published_at, stream_seq, stream_place from events
           where published_at >= to_timestamp(${sinceMs}::float8 / 1000) and type = ${type}
           order by published_at limit 100000) e,
         (select array(select json_array_elements_text(${JSON.stringify(path)}::json)) as path) p) k

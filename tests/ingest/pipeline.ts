@@ -4,6 +4,7 @@ import { sql } from 'drizzle-orm'
 import { readQueue } from '../../src/broker/queue.ts'
 import type { Config } from '../../src/config.ts'
 import type { OutgoingEvent } from '../../src/ingest/event.ts'
+import { pack } from '../../src/ingest/parcel.ts'
 import { createPublisher } from '../../src/ingest/publish.ts'
 import type { Servers } from '../servers.ts'
 import { startService, until } from '../service.ts'
@@ -50,7 +51,10 @@ export async function startPipeline(servers: Servers, over: Partial<Config> = {}
   return {
     ...service,
     publisher,
-    publish: (...events: OutgoingEvent[]) => publisher.publish(events),
+    /** Each in a message to itself. */
+    publish: (...events: OutgoingEvent[]) => publisher.publish(events.map((event) => [event])),
+    /** As one request. */
+    publishTogether: (...events: OutgoingEvent[]) => publisher.publish(pack(events)),
     rows,
     letters,
     failedBatches: async () =>

@@ -54,7 +54,7 @@ const idle = () => until(async () => (await readQueue(broker)).depth === 0)
 test('an outage of Postgres and restarts of the worker use no attempt up', async () => {
   config.RETRY_DELAY_MS = 300
   let stop = startWorker()
-  await publisher.publish([outgoing('good'), poison('bad')])
+  await publisher.publish([[outgoing('good')], [poison('bad')]])
   await until(async () => (await jobsOf('failed-batches')).length === 1)
   postgres.process.kill('SIGKILL')
   await once(postgres.process, 'exit')
@@ -87,12 +87,12 @@ test('an outage of Postgres and restarts of the worker use no attempt up', async
 test('a letter whose termination was lost on the way is not written again, even after it was discarded', async () => {
   config.RETRY_DELAY_MS = 10
   await db.execute(sql`delete from pgboss.job where name in ('dead-letters', 'failed-batches')`)
-  const seq = await publisher.publish([poison('lost')])
+  const seq = await publisher.publish([[poison('lost')]])
   // As if the worker had died between its COMMIT and its answer, and an operator had been quicker than the redelivery.
   const { time } = (await broker.jsm.direct.getMessage(STREAM, { seq }))!
   const nanos = (await broker.jsm.streams.getMessage(STREAM, { seq }))!.timestamp.match(/\.(\d+)Z/)![1]!.padEnd(9, '0')
   const publishedMs = Math.floor(time.getTime() / 1_000) * 1_000 + Number(nanos.slice(0, 6)) / 1_000
-  const id = deadLetterId({ seq, publishedMs })
+  const id = deadLetterId({ seq, place: 0, publishedMs })
   await jobs.insert(DEAD_LETTERS, [{ id, data: { id: 'lost' } }])
   await jobs.cancel(DEAD_LETTERS, id)
   const stop = startWorker()

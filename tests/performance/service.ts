@@ -98,9 +98,9 @@ export function ownProcess(command: 'api' | 'worker', env: Record<string, string
 async function untilHealthy(url: string): Promise<void> {
   const deadline = Date.now() + 30_000
   for (;;) {
-    const answer = await fetch(`${url}/healthz`).catch(() => undefined)
+    const answer = await fetch(`${url}/readyz`).catch(() => undefined)
     if (answer?.ok) return
-    if (Date.now() > deadline) throw new Error(`${url}/healthz does not answer`)
+    if (Date.now() > deadline) throw new Error(`${url}/readyz does not answer`)
     await pause(50)
   }
 }

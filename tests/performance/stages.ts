@@ -83,14 +83,14 @@ async function publishLight(publisher: Publisher): Promise<void> {
   const startedAt = performance.now()
   for (let n = 0; n < LIGHT_EVENTS_PER_S * lightSeconds; n++) {
     await pause(Math.max(0, startedAt + (n * 1_000) / LIGHT_EVENTS_PER_S - performance.now()))
-    await publisher.publish([makeEvent('light', n)])
+    await publisher.publish([[makeEvent('light', n)]])
   }
 }
 
 async function publishBacklog(publisher: Publisher): Promise<void> {
   for (let from = 0; from < backlog; from += BATCH_MESSAGES_MAX) {
     const count = Math.min(BATCH_MESSAGES_MAX, backlog - from)
-    await publisher.publish(Array.from({ length: count }, (_, i) => makeEvent('backlog', from + i)))
+    await publisher.publish(Array.from({ length: count }, (_, i) => [makeEvent('backlog', from + i)]))
   }
 }
 

@@ -24,7 +24,7 @@ function exercise(metrics: Metrics): void {
   metrics.publishFailed('unavailable')
   metrics.redelivered(1)
   metrics.batchCommitted({ inserted: 1, duplicates: 1, fillMs: 1, insertMs: 1 })
-  metrics.eventCommitted(0, 1, 2)
+  metrics.eventsCommitted(0, 1, 2, 1)
   metrics.batchFailed('57P03')
   metrics.deadLettered('22P05')
   metrics.suspected(true)

@@ -151,11 +151,11 @@ test('each worker of the pool reports itself', async () => {
 
 test('a worker that dies of a defect is started again, and its events are committed by then', async () => {
   const { metrics } = service.telemetry
-  const { eventCommitted } = metrics
+  const { eventsCommitted } = metrics
   let deaths = 0
-  metrics.eventCommitted = (...times) => {
+  metrics.eventsCommitted = (...times) => {
     if (deaths++ === 0) throw new Error('a defect')
-    eventCommitted(...times)
+    eventsCommitted(...times)
   }
   await service.post(event('deadly-1'))
   await until(async () => {
@@ -173,7 +173,7 @@ test('a worker that dies of a defect is started again, and its events are commit
     const { body } = await service.get('/v1/workers')
     return body.processes[0].workers.every((each: any) => each.state === 'pulling')
   })
-  metrics.eventCommitted = eventCommitted
+  metrics.eventsCommitted = eventsCommitted
 })
 
 test('a process is ready by what it needs, and says what is missing', async () => {

@@ -2,7 +2,7 @@ import { sql } from 'drizzle-orm'
 import { test } from 'uvu'
 import * as assert from 'uvu/assert'
 import { findRun, type MillraceError, type Run, startRun, startRunIn, workflow } from '../../src/index.ts'
-import { matchEvents } from '../../src/workflow/events.ts'
+import { type InsertedEvents, matchEvents } from '../../src/workflow/events.ts'
 import { setLimits } from '../../src/workflow/limits.ts'
 import { publishWakes } from '../../src/workflow/wakes.ts'
 import { startServers } from '../servers.ts'
@@ -18,16 +18,17 @@ test.after(async () => {
 let seq = 0
 /** What an ingest worker does with a batch. */
 async function ingest(...events: { type: string; data?: unknown; subject?: string; source?: string; id?: string }[]) {
-  const inserted: { source: string; id: string; traceparent: string }[] = []
+  const inserted: InsertedEvents[] = []
   const wakes = await servers.db.transaction(async (tx) => {
     for (const { type, data = {}, subject = null, source = 'test', id } of events) {
-      seq += 1
-      const key = id ?? `e${seq}`
+      const mine = ++seq
+      const key = id ?? `e${mine}`
+      const publishedMs = Date.now()
       const { rowCount } = await tx.execute(sql`
         insert into events (source, id, type, subject, data, received_at, published_at, stream_seq, batch_id)
         values (${source}, ${key}, ${type}, ${subject}, ${JSON.stringify(data)}::jsonb, clock_timestamp(),
-          clock_timestamp(), ${seq}, gen_random_uuid()) on conflict do nothing`)
-      if (rowCount === 1) inserted.push({ source, id: key, traceparent: '' })
+          to_timestamp(${publishedMs}::float8 / 1000), ${mine}, gen_random_uuid()) on conflict do nothing`)
+      if (rowCount === 1) inserted.push({ seq: mine, publishedMs, place: 0, events: 1, traceparent: '' })
     }
     return matchEvents(tx, inserted)
   })
