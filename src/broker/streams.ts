@@ -3,14 +3,19 @@
 import { isDeepStrictEqual } from 'node:util'
 import {
   AckPolicy,
+  type ConsumerConfig,
   DeliverPolicy,
   DiscardPolicy,
   JetStreamApiError,
+  type JetStreamManager,
   ReplayPolicy,
   RetentionPolicy,
   StorageType,
+  type StreamConfig,
 } from '@nats-io/jetstream'
+import { PermissionViolationError } from 'nats'
 import type { Config } from '../config.ts'
+import { MillraceError } from '../errors.ts'
 import type { Broker } from './connect.ts'
 
 export const STREAM = 'EVENTS'
@@ -66,6 +71,23 @@ export async function ensureStream({ jsm }: Broker, config: Config): Promise<voi
     max_ack_pending: config.MAX_ACK_PENDING * WORKERS_MAX,
     max_waiting: 4 * WORKERS_MAX,
   }
+  try {
+    await make(jsm, stream, consumer)
+  } catch (error) {
+    if (!forbidden(error)) throw error
+    throw new MillraceError(
+      'unavailable',
+      `The stream ${STREAM} is missing or not as these variables want it, and this user may not change it: run \`millrace migrate\` as one that may`,
+      { cause: error },
+    )
+  }
+}
+
+async function make(
+  jsm: JetStreamManager,
+  stream: Partial<StreamConfig> & { subjects: string[] },
+  consumer: Partial<ConsumerConfig>,
+): Promise<void> {
   const found = await jsm.streams.info(STREAM).catch(absent)
   if (found === undefined) await jsm.streams.add({ name: STREAM, ...stream })
   else if (differs(found.config, stream)) await jsm.streams.update(STREAM, stream)
@@ -82,6 +104,12 @@ const NO_SUITABLE_PEERS = 10_005
 function absent(error: unknown): undefined {
   if (error instanceof JetStreamApiError && [NO_STREAM, NO_CONSUMER].includes(error.code)) return undefined
   throw error
+}
+
+function forbidden(thrown: unknown): boolean {
+  for (let error = thrown; error instanceof Error; error = error.cause)
+    if (error instanceof PermissionViolationError) return true
+  return false
 }
 
 /** Whether something is not as wanted; a process whose user may not change the stream then need not. */
