@@ -85,6 +85,10 @@ const groups = {
     says: 'who may use the API: make, list, rotate and revoke keys',
     load: async () => (await import('./commands/keys.ts')).keysCommand(),
   },
+  audit: {
+    says: 'who did what: every act of an operator',
+    load: async () => (await import('./commands/audit.ts')).auditCommand(),
+  },
 }
 // Also as `millrace help workflows`.
 for (const [name, { says, load }] of Object.entries(groups))

@@ -72,6 +72,7 @@ const NEEDS: Record<string, Need> = {
   'POST /v1/keys': 'admin',
   'POST /v1/keys/:id/rotate': 'admin',
   'DELETE /v1/keys/:id': 'admin',
+  'GET /v1/audit': 'admin',
 }
 
 /**

@@ -5,8 +5,7 @@ import type { Broker } from '../broker/connect.ts'
 import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
 import { type Duration, milliseconds } from '../durations.ts'
-import { MillraceError } from '../errors.ts'
-import { type Caller, OPERATOR_TENANT, type RequestState, SCOPES, type Scope } from '../http/caller.ts'
+import { type RequestState, SCOPES, type Scope } from '../http/caller.ts'
 import { jsonBodies } from '../http/json-body.ts'
 import {
   bodyReader,
@@ -17,6 +16,7 @@ import {
   type Routes,
 } from '../http/routes.ts'
 import { createKey, listKeys, revokeKey, rotateKey } from './keys.ts'
+import { tenantMeant } from './reach.ts'
 
 const BODY_LIMIT = { bytesMax: 64 * 1024, limit: 'KEY_BODY_BYTES_MAX' }
 
@@ -90,13 +90,13 @@ export function keyRoutes(deps: { db: Database; broker: Broker }, config: Config
 
   router.get('/v1/keys', async (ctx) => {
     const { tenant, ended } = readList(ctx.query)
-    ctx.body = { keys: await listKeys(deps, { tenant: reachOf(ctx.state.caller, tenant), ended }) }
+    ctx.body = { keys: await listKeys(deps, { tenant: tenantMeant(ctx.state.caller, tenant), ended }) }
   })
 
   router.post('/v1/keys', async (ctx) => {
     const { caller } = ctx.state
     const { expires, tenant = caller.tenant, ...spec } = readCreate(await readBody(ctx))
-    reachOf(caller, tenant)
+    tenantMeant(caller, tenant)
     const expiresMs = expires === undefined ? undefined : milliseconds(expires)
     ctx.status = 201
     ctx.body = await createKey(deps, caller, { ...spec, tenant, expiresMs })
@@ -104,7 +104,7 @@ export function keyRoutes(deps: { db: Database; broker: Broker }, config: Config
 
   router.post('/v1/keys/:id/rotate', async (ctx) => {
     const { overlap = 0 } = readRotate(await readBody(ctx, {}))
-    const which = { which: readId(ctx.params).id, tenant: reachOf(ctx.state.caller) }
+    const which = { which: readId(ctx.params).id, tenant: tenantMeant(ctx.state.caller) }
     ctx.status = 201
     ctx.body = await rotateKey(deps, ctx.state.caller, { ...which, overlapMs: milliseconds(overlap) })
   })
@@ -112,22 +112,11 @@ export function keyRoutes(deps: { db: Database; broker: Broker }, config: Config
   router.delete('/v1/keys/:id', async (ctx) => {
     ctx.body = await revokeKey(deps, ctx.state.caller, {
       which: readId(ctx.params).id,
-      tenant: reachOf(ctx.state.caller),
+      tenant: tenantMeant(ctx.state.caller),
     })
   })
 
   return { router, paths }
-}
-
-/**
- * The tenant whose keys this caller means; null: all tenants.
- * @throws MillraceError `forbidden`
- */
-function reachOf(caller: Caller, asked?: string): string | null {
-  if (caller.tenant === OPERATOR_TENANT) return asked ?? null
-  if (asked !== undefined && asked !== caller.tenant)
-    throw new MillraceError('forbidden', 'Only the operators have a key for the keys of other tenants')
-  return caller.tenant
 }
 
 const nullable = (type: string) => ({ type: [type, 'null'] })

@@ -1,7 +1,6 @@
 /** `millrace dead-letters ...`: the operator's way to what src/ingest/replay.ts and dead-letter-search.ts do. */
 
 import { readFileSync } from 'node:fs'
-import { userInfo } from 'node:os'
 import { SingleBar } from 'cli-progress'
 import { Command, Option } from 'commander'
 import pino from 'pino'
@@ -21,10 +20,10 @@ import { createPublisher } from '../ingest/publish.ts'
 import { discardLetters, type LetterOutcome, type ReplayDeps, readPatch, replayLetters } from '../ingest/replay.ts'
 import { openSchemas } from '../ingest/schemas.ts'
 import { startTelemetry } from '../telemetry/telemetry.ts'
-import { operatorConfig } from './operator-config.ts'
+import { atTerminal, operatorConfig } from './operator-config.ts'
 
 type FilterOptions = Omit<LetterFilter, 'ids'> & { json?: boolean }
-type HandleOptions = FilterOptions & { all?: boolean; dryRun?: boolean; by: string; limit?: number }
+type HandleOptions = FilterOptions & { all?: boolean; dryRun?: boolean; by?: string; limit?: number }
 
 /** A screen of lines says enough; `--json` prints every one. */
 const LINES_MAX = 20
@@ -117,7 +116,7 @@ function handling(command: Command, description: string): Command {
     .option('--all', 'every open dead letter; needed where nothing else narrows it')
     .option('--limit <n>', 'so many at most', count)
     .option('--dry-run', 'only say what would happen')
-    .option('--by <name>', 'who asks, for the audit table', userInfo().username)
+    .option('--by <name>', 'on whose behalf, for the audit trail')
 }
 
 function filterOf(ids: string[], { type, source, code, from, to }: FilterOptions): LetterFilter {
@@ -128,7 +127,7 @@ function handlingOf(ids: string[], options: HandleOptions) {
   const filter = filterOf(ids, options)
   if (!options.all && Object.values(filter).every((value) => value === undefined))
     throw new MillraceError('invalid_request', 'Name the dead letters by ids or filters, or say --all')
-  return { filter, by: options.by, dryRun: options.dryRun ?? false, limit: options.limit }
+  return { filter, by: atTerminal(), onBehalfOf: options.by, dryRun: options.dryRun ?? false, limit: options.limit }
 }
 
 function count(text: string): number {

@@ -7,8 +7,8 @@ import { type Broker, connectBroker } from '../broker/connect.ts'
 import { connectDatabase } from '../db/connect.ts'
 import { startJobs } from '../db/jobs.ts'
 import { describe, MillraceError } from '../errors.ts'
-import { type Engine, startEngine } from '../workflow/engine.ts'
-import { operatorConfig } from './operator-config.ts'
+import { actingFor, type Engine, startEngine } from '../workflow/engine.ts'
+import { atTerminal, operatorConfig } from './operator-config.ts'
 
 /** Runs one command over the database, and over NATS where it answers: without, workers only notice a little later. */
 export async function withEngine(run: (engine: Engine) => Promise<void>): Promise<void> {
@@ -22,7 +22,7 @@ export async function withEngine(run: (engine: Engine) => Promise<void>): Promis
   const jobs = await startJobs(config.DATABASE_URL, { onError: (error) => say(error, 'pg-boss') })
   try {
     const engine = await startEngine({ database, databaseUrl: config.DATABASE_URL, broker, jobs, onError: say })
-    await run(engine).finally(engine.stop)
+    await run(actingFor(engine, atTerminal())).finally(engine.stop)
   } finally {
     await jobs.stop()
     await broker?.close()

@@ -1,6 +1,7 @@
 /** `millrace workflows ...`: start, look, steer, from a terminal. */
 
 import { Command } from 'commander'
+import { recordActOn } from '../access/audit.ts'
 import { milliseconds } from '../durations.ts'
 import { startDefined } from '../workflow/client.ts'
 import { cancelRuns, resumeRun, signalRun, terminateRun } from '../workflow/control.ts'
@@ -158,6 +159,8 @@ function startCommand(command: Command): void {
         const { code, wait, ...options } = given
         const definition = await findDefinition(engine.control.pool, name, code ?? null)
         const run = await startDefined(engine, definition, input === undefined ? undefined : json(input), options)
+        const detail = { workflow: name, id: run.id }
+        await recordActOn(engine.control.pool, engine.control.by, { action: 'run.start', target: run.runId, detail })
         if (wait) return printResult(engine, run.runId, null)
         console.log(run.runId)
       }),
@@ -257,7 +260,9 @@ function queueCommands(command: Command): void {
     .option('--rate <runs/time>', 'such as 100/1m: so many runs begin in each minute, on average', rate)
     .action((queue: string, limits: QueueLimits) =>
       withEngine(async ({ control }) =>
-        Object.keys(limits).length === 0 ? removeLimits(control.pool, queue) : setLimits(control.pool, queue, limits),
+        Object.keys(limits).length === 0
+          ? removeLimits(control.pool, queue, control.by)
+          : setLimits(control.pool, queue, limits, control.by),
       ),
     )
 }

@@ -2,6 +2,7 @@
 
 import Koa from 'koa'
 import type { PgBoss } from 'pg-boss'
+import { auditRoutes } from '../access/audit-routes.ts'
 import { guardRoutes } from '../access/guard.ts'
 import { keyRoutes } from '../access/key-routes.ts'
 import { openKeyring } from '../access/keyring.ts'
@@ -70,6 +71,7 @@ export async function startApi(deps: ApiDeps, given: Config, more: Routes[] = []
     probeRoutes(deps, 'api'),
     metricsRoutes(deps),
     keyRoutes(deps, config),
+    auditRoutes(deps),
     deadLetterRoutes({ ...deps, schemas }, config),
     ...more,
   ]

@@ -5,7 +5,7 @@ import type { Context } from 'koa'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import { createBodyMemory, readWhole } from '../http/body.ts'
-import type { RequestState } from '../http/caller.ts'
+import type { Caller, RequestState } from '../http/caller.ts'
 import { bodyReader, parameterReader, type Routes } from '../http/routes.ts'
 import {
   type DiscardBody,
@@ -80,13 +80,13 @@ export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Confi
     const { patch: given, ...body } = readReplay(value)
     const patch =
       given === undefined ? undefined : readPatch(JSON.stringify((exact as ReplayBody | undefined)?.patch ?? given))
-    const how = { ...handlingOf(ctx, body), patch, request: ctx.state.trace }
+    const how = { ...handlingOf(ctx.state.caller, body), patch, request: ctx.state.trace }
     ctx.body = await gather(deps, how.filter, replayLetters({ ...deps, config }, how))
   })
 
   router.post('/v1/dead-letters/actions/discard', async (ctx) => {
     const { reason, ...body } = readDiscard((await readBody(ctx)).value)
-    const how = { ...handlingOf(ctx, body), reason }
+    const how = { ...handlingOf(ctx.state.caller, body), reason }
     ctx.body = await gather(deps, how.filter, discardLetters(deps, how))
   })
 
@@ -111,10 +111,10 @@ function withInstants(filter: LetterFilter): LetterFilter {
   return filter
 }
 
-function handlingOf(ctx: Context, { all, by, dry_run: dryRun, limit, ...filter }: Omit<ReplayBody, 'patch'>) {
+function handlingOf(caller: Caller, { all, by, dry_run: dryRun, limit, ...filter }: Omit<ReplayBody, 'patch'>) {
   if (!all && Object.keys(filter).length === 0)
     throw new MillraceError('invalid_request', 'Name the dead letters by ids or filters, or say "all": true')
-  return { filter: withInstants(filter), by: by ?? `api ${ctx.ip}`, dryRun, limit }
+  return { filter: withInstants(filter), by: caller, onBehalfOf: by, dryRun, limit }
 }
 
 /** Runs to the end before it answers; `remaining` says whether another request is worth while. */

@@ -12,6 +12,7 @@
 
 import jsonPatch, { type Operation } from 'fast-json-patch'
 import type { PgBoss } from 'pg-boss'
+import { type Actor, recordAct } from '../access/audit.ts'
 import type { Config } from '../config.ts'
 import { type Database, inTransaction, type Transaction } from '../db/connect.ts'
 import { DEAD_LETTERS, within } from '../db/jobs.ts'
@@ -43,8 +44,9 @@ export type ReplayDeps = {
 
 type Handling = {
   filter: LetterFilter
-  /** Who asks, for the audit table. */
-  by: string
+  by: Actor
+  /** For whom they act, by their own account. */
+  onBehalfOf?: string | undefined
   /** Only say what would happen. */
   dryRun: boolean
   /** Handle so many at most. */
@@ -114,7 +116,7 @@ export async function* replayLetters(
         deps.jobs,
         tx,
         closed,
-        handling.by,
+        handling,
         'replayed',
         patch === undefined ? {} : { patch: exactJson(patch.text) },
       )
@@ -133,8 +135,7 @@ export async function* discardLetters(
     const outcomes = locked.map(({ deadLetterId, letter: { source, id, type } }): LetterOutcome => {
       return { deadLetterId, source, id, type, outcome: 'discarded' }
     })
-    if (!handling.dryRun)
-      await close(jobs, tx, outcomes, handling.by, 'discarded', reason === undefined ? {} : { reason })
+    if (!handling.dryRun) await close(jobs, tx, outcomes, handling, 'discarded', reason === undefined ? {} : { reason })
     return outcomes
   })
 }
@@ -272,7 +273,7 @@ async function close(
   jobs: PgBoss,
   tx: Transaction,
   letters: LetterOutcome[],
-  actor: string,
+  { by, onBehalfOf }: Handling,
   action: 'replayed' | 'discarded',
   detail: object,
 ): Promise<void> {
@@ -280,6 +281,7 @@ async function close(
   const ids = letters.map(({ deadLetterId }) => deadLetterId)
   if (action === 'discarded') await jobs.cancel(DEAD_LETTERS, ids, { db: within(tx) })
   else await jobs.complete(DEAD_LETTERS, ids, null, { db: within(tx), includeQueued: true })
+  const actor = onBehalfOf === undefined ? by.actor : `${onBehalfOf} (${by.actor})`
   const rows = letters.map(({ deadLetterId, source, id, outcome }) => ({
     deadLetterId,
     source,
@@ -289,4 +291,6 @@ async function close(
     detail: outcome === 'stored' ? { ...detail, stored: true } : detail,
   }))
   await tx.insert(deadLetterAudit).values(rows)
+  const act = action === 'replayed' ? 'dead_letter.replay' : 'dead_letter.discard'
+  await recordAct(tx, by, { action: act, detail: { ...detail, onBehalfOf, letters: ids } })
 }

@@ -70,7 +70,7 @@ export function schemaRoutes({ db, schemas }: { db: Database; schemas: SchemaReg
     const { value } = await readBody(ctx)
     if (typeof value !== 'object' || value === null || Array.isArray(value))
       throw new MillraceError('invalid_request', 'Send {"mode":"strict"}, "warn" or "off"')
-    await schemas.setMode(type, readMode(value).mode)
+    await schemas.setMode(ctx.state.caller, type, readMode(value).mode)
     ctx.status = 204
   })
 
@@ -86,14 +86,14 @@ export function schemaRoutes({ db, schemas }: { db: Database; schemas: SchemaReg
 
   router.put('/v1/schemas/:type/:version', async (ctx) => {
     const { type, version } = readVersion(ctx.params)
-    const created = await schemas.put(type, version, await readBody(ctx))
+    const created = await schemas.put(ctx.state.caller, type, version, await readBody(ctx))
     ctx.status = created ? 201 : 200
     ctx.body = { type, version, created }
   })
 
   router.delete('/v1/schemas/:type/:version', async (ctx) => {
     const { type, version } = readVersion(ctx.params)
-    if (!(await schemas.remove(type, version)))
+    if (!(await schemas.remove(ctx.state.caller, type, version)))
       throw new MillraceError('not_found', `No version ${version} is stored for ${type}`)
     ctx.status = 204
   })

@@ -9,11 +9,12 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { sql } from 'drizzle-orm'
+import { type Actor, recordAct } from '../access/audit.ts'
 import type { Broker } from '../broker/connect.ts'
 import type { Config } from '../config.ts'
-import type { Database } from '../db/connect.ts'
-import { eventSchemaModes } from '../db/schema.ts'
+import { type Database, inTransaction, type Transaction } from '../db/connect.ts'
 import { describe, MillraceError } from '../errors.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import { type CheckData, compileSchema } from './compile-schema.ts'
 import type { EventObject } from './event.ts'
 import { decodeText, findUnstorable, type Json, type Problem, parseJson } from './json.ts'
@@ -26,10 +27,10 @@ export type SchemaRegistry = {
   /** What the type's schema has against the event's data; undefined when nothing, or when there is none. */
   check: (event: EventObject) => Verdict | undefined
   /** Compiles and stores a version; true when it is new. @throws MillraceError `invalid_request` */
-  put: (type: string, version: number, schema: Json) => Promise<boolean>
+  put: (by: Actor, type: string, version: number, schema: Json) => Promise<boolean>
   /** False when there was no such version. */
-  remove: (type: string, version: number) => Promise<boolean>
-  setMode: (type: string, mode: Mode) => Promise<void>
+  remove: (by: Actor, type: string, version: number) => Promise<boolean>
+  setMode: (by: Actor, type: string, mode: Mode) => Promise<void>
   close: () => void
 }
 
@@ -84,24 +85,30 @@ export async function openSchemas(
 
   const registry: SchemaRegistry = {
     check: (event) => (types.size === 0 ? undefined : checkEvent(types.get(event.type), event)),
-    put: async (type, version, schema) => {
+    put: async (by, type, version, schema) => {
       compileSchema(schema.value)
-      const created = await store(db, type, version, schema)
+      const created = await inTransaction(db, (tx) => store(tx, by, type, version, schema))
       await changed()
       return created
     },
-    remove: async (type, version) => {
-      const { rowCount } = await db.execute(
-        sql`delete from event_schemas where type = ${type} and version = ${version}`,
-      )
+    remove: async (by, type, version) => {
+      const removed = await inTransaction(db, async (tx) => {
+        const { rowCount } = await tx.execute(
+          sql`delete from event_schemas where type = ${type} and version = ${version}`,
+        )
+        if (rowCount === 1) await recordAct(tx, by, { action: 'schema.remove', target: `${type}/${version}` })
+        return rowCount === 1
+      })
       await changed()
-      return rowCount === 1
+      return removed
     },
-    setMode: async (type, mode) => {
-      await db
-        .insert(eventSchemaModes)
-        .values({ type, mode })
-        .onConflictDoUpdate({ target: eventSchemaModes.type, set: { mode } })
+    setMode: async (by, type, mode) => {
+      await inTransaction(db, async (tx) => {
+        const { rowCount } = await tx.execute(sql`
+          insert into event_schema_modes as m (type, mode) values (${type}, ${mode})
+          on conflict (type) do update set mode = excluded.mode where m.mode <> excluded.mode`)
+        if (rowCount === 1) await recordAct(tx, by, { action: 'schema.mode', target: type, detail: { mode } })
+      })
       await changed()
     },
     close,
@@ -195,16 +202,29 @@ async function readEntry(
 }
 
 /** True when the version is new; the same schema again changes nothing. */
-async function store(db: Database, type: string, version: number, { value, exact }: Json): Promise<boolean> {
+async function store(
+  tx: Transaction,
+  by: Actor,
+  type: string,
+  version: number,
+  { value, exact }: Json,
+): Promise<boolean> {
   const problem = findUnstorable(exact ?? value)
   if (problem !== undefined)
     throw new MillraceError('invalid_request', `The schema cannot be stored: ${problem.pointer} ${problem.message}`)
-  const { rows } = await db.execute<{ created: boolean }>(sql`
-    insert into event_schemas (type, version, schema) values (${type}, ${version}, ${JSON.stringify(exact ?? value)}::jsonb)
+  const { rows } = await tx.execute<{ created: boolean }>(sql`
+    insert into event_schemas as s (type, version, schema) values (${type}, ${version}, ${JSON.stringify(exact ?? value)}::jsonb)
     on conflict (type, version) do update set schema = excluded.schema, updated_at = clock_timestamp()
+      where s.schema is distinct from excluded.schema
     returning xmax = 0 as created`)
-  return rows[0]!.created
+  const created = rows[0]?.created ?? false
+  if (rows[0] !== undefined)
+    await recordAct(tx, by, { action: 'schema.put', target: `${type}/${version}`, detail: { created } })
+  return created
 }
+
+/** Whoever put it there started the process. */
+const FOLDER: Actor = { actor: 'SCHEMA_DIR', keyId: null, tenant: OPERATOR_TENANT }
 
 /**
  * `<type>/<version>.json` holds a schema, `<type>/mode` one of strict, warn and off.
@@ -217,9 +237,9 @@ async function loadFolder(registry: SchemaRegistry, folder: string): Promise<voi
     const type = entry.parentPath.slice(folder.length).replace(/^\/+/, '')
     const version = /^([1-9]\d{0,8})\.json$/.exec(entry.name)?.[1]
     try {
-      if (entry.name === 'mode') await registry.setMode(type, modeOf(readFileSync(file, 'utf8').trim()))
+      if (entry.name === 'mode') await registry.setMode(FOLDER, type, modeOf(readFileSync(file, 'utf8').trim()))
       else if (version !== undefined)
-        await registry.put(type, Number(version), parseJson(decodeText(readFileSync(file))))
+        await registry.put(FOLDER, type, Number(version), parseJson(decodeText(readFileSync(file))))
     } catch (error) {
       throw new MillraceError('invalid_config', `SCHEMA_DIR: ${file}: ${describe(error)}`, { cause: error })
     }

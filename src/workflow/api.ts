@@ -2,6 +2,7 @@
 
 import { Router } from '@koa/router'
 import type { Context } from 'koa'
+import { recordActOn } from '../access/audit.ts'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import type { RequestState } from '../http/caller.ts'
@@ -26,7 +27,7 @@ import {
 import { startDefined } from './client.ts'
 import { cancelRuns, resumeRun, signalRun, terminateRun } from './control.ts'
 import { findDefinition, listDefinitions } from './definitions.ts'
-import type { Engine } from './engine.ts'
+import { actingFor, type Engine } from './engine.ts'
 import { replayRuns, restartFrom } from './replay.ts'
 import { getRun, listRuns, readHistory } from './runs.ts'
 import { VALUE_LIMIT } from './values.ts'
@@ -64,7 +65,9 @@ function startRoutes(router: Router<RequestState>, engine: Engine, readBody: Rea
     refuseUnstorable(options.attributes)
     const definition = await findDefinition(pool, name, version ?? null)
     const { traceparent } = ctx.state.trace
-    const { runId, id } = await startDefined(engine, definition, input, { ...options, traceparent })
+    const acting = actingFor(engine, ctx.state.caller)
+    const { runId, id } = await startDefined(acting, definition, input, { ...options, traceparent })
+    await recordActOn(pool, ctx.state.caller, { action: 'run.start', target: runId, detail: { workflow: name, id } })
     ctx.status = 201
     ctx.set('Location', `/v1/runs/${runId}`)
     ctx.body = { runId, id }
@@ -129,27 +132,27 @@ async function resultWithin(engine: Engine, runId: string, waitMs: number, ctx: 
 }
 
 function steerRoutes(router: Router<RequestState>, engine: Engine, readBody: ReadBody): void {
-  const { control } = engine
-  const { pool } = control
+  const { pool } = engine.control
+  const controlFor = (ctx: { state: RequestState }) => actingFor(engine, ctx.state.caller).control
 
   router.post('/v1/dead-runs/replay', async (ctx) => {
     const options = readReplay(await readBody(ctx, {}))
     refuseUnstorable(options.attributes)
-    ctx.body = await replayRuns(control, options)
+    ctx.body = await replayRuns(controlFor(ctx), options)
   })
 
   router.post('/v1/runs/:id/signals/:signal', async (ctx) => {
     const { id, signal } = readSignal(ctx.params)
     const payload = await readBody(ctx)
     const { runId } = await getRun(pool, id)
-    await signalRun(control, runId, signal, payload)
+    await signalRun(controlFor(ctx), runId, signal, payload)
     ctx.status = 202
     ctx.body = { runId }
   })
 
   router.post('/v1/runs/:id/cancel', async (ctx) => {
     const { runId, status } = await getRun(pool, readId(ctx.params).id)
-    if ((await cancelRuns(control, [runId])).length === 0)
+    if ((await cancelRuns(controlFor(ctx), [runId])).length === 0)
       throw new MillraceError('conflict', `Run ${runId} is ${status}, which is no longer cancelled`)
     ctx.status = 202
     ctx.body = { runId }
@@ -157,13 +160,13 @@ function steerRoutes(router: Router<RequestState>, engine: Engine, readBody: Rea
 
   router.post('/v1/runs/:id/terminate', async (ctx) => {
     const { runId } = await getRun(pool, readId(ctx.params).id)
-    await terminateRun(control, runId)
+    await terminateRun(controlFor(ctx), runId)
     ctx.body = { runId }
   })
 
   router.post('/v1/runs/:id/resume', async (ctx) => {
     const { runId } = await getRun(pool, readId(ctx.params).id)
-    await resumeRun(control, runId)
+    await resumeRun(controlFor(ctx), runId)
     ctx.status = 202
     ctx.body = { runId }
   })
@@ -172,7 +175,7 @@ function steerRoutes(router: Router<RequestState>, engine: Engine, readBody: Rea
     const { id } = readId(ctx.params)
     const { from, version } = readRestart(await readBody(ctx, {}))
     const run = await getRun(pool, id)
-    const runId = await restartFrom(control, run.runId, { from, version })
+    const runId = await restartFrom(controlFor(ctx), run.runId, { from, version })
     ctx.status = 201
     ctx.set('Location', `/v1/runs/${runId}`)
     ctx.body = { runId, id: run.id ?? runId }

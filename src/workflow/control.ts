@@ -2,6 +2,7 @@
 
 import type pg from 'pg'
 import type { PgBoss } from 'pg-boss'
+import { type Actor, recordActOn } from '../access/audit.ts'
 import type { Broker } from '../broker/connect.ts'
 import { MillraceError } from '../errors.ts'
 import { closeLetter } from './dead-runs.ts'
@@ -9,8 +10,11 @@ import { inSession } from './session.ts'
 import { encode } from './values.ts'
 import { publishWakes } from './wakes.ts'
 
-/** @property jobs  where failed runs are dead letters, or null */
-export type ControlDeps = { pool: pg.Pool; broker: Broker | null; jobs: PgBoss | null }
+/**
+ * @property jobs  where failed runs are dead letters, or null
+ * @property by    who acts, for the audit trail; null: the program itself
+ */
+export type ControlDeps = { pool: pg.Pool; broker: Broker | null; jobs: PgBoss | null; by: Actor | null }
 
 type Touched = { run_id: string; status: string; queue: string }
 
@@ -92,9 +96,17 @@ const WAKE_PARENTS = `
     select parent_id from workflow_runs where run_id = any($1::uuid[]) and status in ('cancelled', 'terminated'))
   returning p.run_id, p.status, p.queue`
 
-async function change(deps: ControlDeps, text: string, values: unknown[]): Promise<Touched[]> {
+/** @param acts  on the runs asked for; those touched with them are no acts of their own */
+async function change(
+  deps: ControlDeps,
+  text: string,
+  values: unknown[],
+  { action, runIds, detail }: { action: string; runIds: string[]; detail?: object },
+): Promise<Touched[]> {
   const rows = await inSession(deps.pool, async (client) => {
     const touched = (await client.query<Touched>(text, values)).rows
+    for (const { run_id: target } of touched)
+      if (runIds.includes(target)) await recordActOn(client, deps.by, { action, target, detail })
     const ended = touched.filter(({ status }) => status === 'cancelled' || status === 'terminated')
     if (ended.length === 0) return touched
     const parents = await client.query<Touched>(WAKE_PARENTS, [ended.map((row) => row.run_id)])
@@ -112,7 +124,11 @@ const over = (runId: string) =>
 export async function signalRun(deps: ControlDeps, runId: string, name: string, payload?: unknown): Promise<void> {
   if (name === '' || name.length > 256 || name.includes('\u0000'))
     throw new MillraceError('invalid_request', 'The name of a signal must be text of 1 to 256 characters without NUL')
-  const touched = await change(deps, SIGNAL, [runId, name, encode(payload, `The signal ${name}`)])
+  const touched = await change(deps, SIGNAL, [runId, name, encode(payload, `The signal ${name}`)], {
+    action: 'run.signal',
+    runIds: [runId],
+    detail: { name },
+  })
   if (touched.length === 0) throw over(runId)
 }
 
@@ -122,17 +138,19 @@ export async function signalRun(deps: ControlDeps, runId: string, name: string, 
  */
 export async function cancelRuns(deps: ControlDeps, runIds: string[]): Promise<string[]> {
   const asked = new Set(runIds)
-  return (await change(deps, CANCEL, [runIds])).map((row) => row.run_id).filter((runId) => asked.has(runId))
+  const act = { action: 'run.cancel', runIds }
+  return (await change(deps, CANCEL, [runIds], act)).map((row) => row.run_id).filter((runId) => asked.has(runId))
 }
 
 /** Ends a run at once, without cleanup, and its open children. @throws MillraceError `conflict` when it has ended */
 export async function terminateRun(deps: ControlDeps, runId: string): Promise<void> {
-  if ((await change(deps, TERMINATE, [runId])).length === 0) throw over(runId)
+  if ((await change(deps, TERMINATE, [runId], { action: 'run.terminate', runIds: [runId] })).length === 0)
+    throw over(runId)
 }
 
 /** Lets a run that its code did not fit go on, with the code that is loaded now. */
 export async function resumeRun(deps: ControlDeps, runId: string): Promise<void> {
-  if ((await change(deps, RESUME, [runId])).length === 0)
+  if ((await change(deps, RESUME, [runId], { action: 'run.resume', runIds: [runId] })).length === 0)
     throw new MillraceError('conflict', `Run ${runId} is not stuck: only a stuck run can be resumed`)
 }
 
@@ -165,6 +183,8 @@ export async function restartRun(
   const touched = await inSession(deps.pool, async (client) => {
     const { rows } = await client.query<Touched>(RESTART, [runId, newRunId, pos, version])
     if (rows.length > 0 && deps.jobs !== null) await closeLetter(deps.jobs, client, runId, newRunId)
+    if (rows.length > 0)
+      await recordActOn(client, deps.by, { action: 'run.restart', target: runId, detail: { newRunId, from, version } })
     return rows
   })
   if (touched.length === 0)

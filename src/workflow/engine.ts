@@ -12,6 +12,7 @@ import { hostname } from 'node:os'
 import type pg from 'pg'
 import type { PgBoss } from 'pg-boss'
 import { uuidv7 } from 'uuidv7'
+import type { Actor } from '../access/audit.ts'
 import type { Broker } from '../broker/connect.ts'
 import type { DatabaseConnection } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
@@ -77,6 +78,9 @@ export type Engine = {
   stop: () => Promise<void>
 }
 
+/** The same engine at the service of someone whose acts are to be known. */
+export const actingFor = (engine: Engine, by: Actor): Engine => ({ ...engine, control: { ...engine.control, by } })
+
 const RUNS_MAX = 2_000
 /** The fallback when NATS is away; also how late a hint that got lost can make a run. */
 const SWEEP_MS = 500
@@ -106,7 +110,7 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
     (error) => onError(error, 'reading results'),
   )
   const journal = openJournal(databaseUrl, worker, deps.jobs ?? null)
-  const control = { pool, broker, jobs: deps.jobs ?? null }
+  const control = { pool, broker, jobs: deps.jobs ?? null, by: null }
   const limits = readLimitedQueues(pool)
   if (worker !== null) await limits.refresh()
   const queues = options.queues ?? [...new Set(workflows.map((workflow) => workflow.queue))]

@@ -1,8 +1,10 @@
 /** What a queue may have in hand at once, and how fast it may begin: rows that every claim of the queue keeps to. */
 
 import type pg from 'pg'
+import { type Actor, recordActOn } from '../access/audit.ts'
 import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
+import { inSession } from './session.ts'
 
 /**
  * @property concurrency  runs begun and not ended, asleep or at work, in the whole queue
@@ -25,7 +27,12 @@ const LIST = `
   from workflow_queues q order by q.queue`
 
 /** Limits a queue from the next claim on; runs that are already begun go on. */
-export async function setLimits(pool: pg.Pool, queue: string, limits: QueueLimits): Promise<void> {
+export async function setLimits(
+  pool: pg.Pool,
+  queue: string,
+  limits: QueueLimits,
+  by: Actor | null = null,
+): Promise<void> {
   const { concurrency, perKey, rate } = limits
   for (const [name, value] of Object.entries({ concurrency, perKey, 'rate.runs': rate?.runs }))
     if (value !== undefined && (!Number.isInteger(value) || value < 1 || value > 1_000_000))
@@ -33,13 +40,19 @@ export async function setLimits(pool: pg.Pool, queue: string, limits: QueueLimit
   if (concurrency === undefined && perKey === undefined && rate === undefined)
     throw new MillraceError('invalid_request', 'Give concurrency, perKey or rate; removing the limits is another call')
   const rateMs = rate === undefined ? null : Math.max(1, milliseconds(rate.per))
-  await pool.query(SET, [queue, concurrency ?? null, perKey ?? null, rate?.runs ?? null, rateMs])
+  await inSession(pool, async (client) => {
+    await client.query(SET, [queue, concurrency ?? null, perKey ?? null, rate?.runs ?? null, rateMs])
+    await recordActOn(client, by, { action: 'queue.limit', target: queue, detail: limits })
+  })
 }
 
 /** @throws MillraceError `not_found` for a queue without limits */
-export async function removeLimits(pool: pg.Pool, queue: string): Promise<void> {
-  const { rowCount } = await pool.query('delete from workflow_queues where queue = $1', [queue])
-  if (rowCount === 0) throw new MillraceError('not_found', `Queue ${queue} has no limits`)
+export async function removeLimits(pool: pg.Pool, queue: string, by: Actor | null = null): Promise<void> {
+  await inSession(pool, async (client) => {
+    const { rowCount } = await client.query('delete from workflow_queues where queue = $1', [queue])
+    if (rowCount === 0) throw new MillraceError('not_found', `Queue ${queue} has no limits`)
+    await recordActOn(client, by, { action: 'queue.unlimit', target: queue })
+  })
 }
 
 /**

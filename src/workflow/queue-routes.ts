@@ -48,11 +48,11 @@ export function queueRoutes({ control: { pool } }: Pick<Engine, 'control'>, conf
   router.put('/v1/queues/:queue', async (ctx) => {
     const { queue } = readQueue(ctx.params)
     const limits = readLimits(await readBody(ctx))
-    await setLimits(pool, queue, limits)
+    await setLimits(pool, queue, limits, ctx.state.caller)
     ctx.body = { queue, limits }
   })
   router.delete('/v1/queues/:queue', async (ctx) => {
-    await removeLimits(pool, readQueue(ctx.params).queue)
+    await removeLimits(pool, readQueue(ctx.params).queue, ctx.state.caller)
     ctx.status = 204
   })
   return { router, paths }

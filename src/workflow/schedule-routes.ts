@@ -14,7 +14,7 @@ import {
 } from '../http/routes.ts'
 import { duration, name, problem, runOptions } from './api.openapi.ts'
 import { refuseUnstorable } from './api.ts'
-import type { Engine } from './engine.ts'
+import { actingFor, type Engine } from './engine.ts'
 import {
   backfillSchedule,
   getSchedule,
@@ -75,24 +75,29 @@ export function scheduleRoutes(engine: Engine, config: Config): Routes {
   router.put('/v1/schedules/:name', async (ctx) => {
     const spec = readSpec(await readBody(ctx))
     refuseUnstorable(spec.options?.attributes)
-    ctx.body = await setSchedule(engine, readName(ctx.params).name, spec)
+    ctx.body = await setSchedule(actingFor(engine, ctx.state.caller), readName(ctx.params).name, spec)
   })
   router.delete('/v1/schedules/:name', async (ctx) => {
-    await removeSchedule(engine, readName(ctx.params).name)
+    await removeSchedule(actingFor(engine, ctx.state.caller), readName(ctx.params).name)
     ctx.status = 204
   })
   router.post('/v1/schedules/:name/pause', async (ctx) => {
-    ctx.body = await pauseSchedule(engine, readName(ctx.params).name, true)
+    ctx.body = await pauseSchedule(actingFor(engine, ctx.state.caller), readName(ctx.params).name, true)
   })
   router.post('/v1/schedules/:name/resume', async (ctx) => {
-    ctx.body = await pauseSchedule(engine, readName(ctx.params).name, false)
+    ctx.body = await pauseSchedule(actingFor(engine, ctx.state.caller), readName(ctx.params).name, false)
   })
   router.post('/v1/schedules/:name/trigger', async (ctx) => {
-    ctx.body = { runId: await triggerSchedule(engine, readName(ctx.params).name) }
+    ctx.body = { runId: await triggerSchedule(actingFor(engine, ctx.state.caller), readName(ctx.params).name) }
   })
   router.post('/v1/schedules/:name/backfill', async (ctx) => {
     const { from, to } = readBackfill(await readBody(ctx))
-    const runs = await backfillSchedule(engine, readName(ctx.params).name, new Date(from), new Date(to))
+    const runs = await backfillSchedule(
+      actingFor(engine, ctx.state.caller),
+      readName(ctx.params).name,
+      new Date(from),
+      new Date(to),
+    )
     ctx.body = { runs }
   })
   return { router, paths }

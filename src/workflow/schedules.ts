@@ -8,6 +8,7 @@
  */
 
 import { sql } from 'drizzle-orm'
+import { recordAct } from '../access/audit.ts'
 import { type Database, inTransaction, type Transaction } from '../db/connect.ts'
 import { SCHEDULE_RINGS, within } from '../db/jobs.ts'
 import { type Duration, milliseconds } from '../durations.ts'
@@ -116,6 +117,7 @@ export async function setSchedule(engine: Engine, name: string, spec: ScheduleSp
     const { revision, ...schedule } = rows[0]!
     const stored = withDates(schedule)
     await sendRing(engine, tx, name, revision, stored.nextAt)
+    await note(engine, tx, 'set', name, spec)
     return stored
   })
 }
@@ -137,8 +139,11 @@ export async function getSchedule(engine: Engine, name: string): Promise<Schedul
 
 /** Its runs go on. @throws MillraceError `not_found` */
 export async function removeSchedule(engine: Engine, name: string): Promise<void> {
-  const { rowCount } = await databaseOf(engine).execute(sql`delete from workflow_schedules where name = ${name}`)
-  if (rowCount === 0) missing(name)
+  await inTransaction(databaseOf(engine), async (tx) => {
+    const { rowCount } = await tx.execute(sql`delete from workflow_schedules where name = ${name}`)
+    if (rowCount === 0) missing(name)
+    await note(engine, tx, 'remove', name)
+  })
 }
 
 /** Times that pass while a schedule is paused start nothing; backfill can make up for them. */
@@ -151,6 +156,7 @@ export async function pauseSchedule(engine: Engine, name: string, paused: boolea
       update workflow_schedules set paused = ${paused}, revision = revision + 1, next_at = ${next}, buffered_at = null
       where name = ${name} returning ${COLUMNS}`)
     if (!paused) await sendRing(engine, tx, name, row.revision + 1, next)
+    await note(engine, tx, paused ? 'pause' : 'resume', name)
     return withDates(rows[0]!)
   })
 }
@@ -160,7 +166,9 @@ export async function triggerSchedule(engine: Engine, name: string): Promise<str
   const { runId } = await inTransaction(databaseOf(engine), async (tx) => {
     const row = await lock(tx, name)
     if (row === undefined) return missing(name)
-    return startAt(engine, tx, row, row.nowMs)
+    const started = await startAt(engine, tx, row, row.nowMs)
+    await note(engine, tx, 'trigger', name, { runId: started.runId })
+    return started
   })
   return runId
 }
@@ -190,6 +198,7 @@ export async function backfillSchedule(
       const { runId, isNew } = await startAt(engine, tx, row, at.getTime())
       outcomes.push({ at, runId, outcome: isNew ? ('started' as const) : ('had run' as const) })
     }
+    await note(engine, tx, 'backfill', name, { from, to, runs: outcomes.length })
     return outcomes
   })
 }
@@ -257,6 +266,9 @@ export async function ring(engine: Engine, name: string, revision: number): Prom
   })
   publishWakes(engine.deps.broker, { queues: [...queues], runs: [] })
 }
+
+const note = (engine: Engine, tx: Transaction, act: string, target: string, detail?: object) =>
+  recordAct(tx, engine.control.by, { action: `schedule.${act}`, target, detail })
 
 const databaseOf = (engine: Engine): Database => engine.deps.database.db
 

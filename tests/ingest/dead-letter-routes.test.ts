@@ -70,7 +70,7 @@ test('they are rehearsed, replayed and discarded, by whom the request says', asy
   await pipeline.settled(2, 0)
   const { body } = await pipeline.get(`/v1/dead-letters/${dropped.body.outcomes[0].deadLetterId}`)
   assert.is(body.state, 'discarded')
-  assert.equal([body.history.at(-1).actor, body.history.at(-1).detail], ['ann', { reason: 'a test' }])
+  assert.equal([body.history.at(-1).actor, body.history.at(-1).detail], ['ann (anyone)', { reason: 'a test' }])
 })
 
 test('a patch over HTTP keeps its numbers as they were written', async () => {
