@@ -63,6 +63,13 @@ test-faults: install ## kill, pause, cut and flood everything under load; a tabl
 soak: install ## a steady load for SOAK_MINUTES (30): memory, descriptors, latency and table growth stay flat
 	$(NODE) tests/faults/soak.ts
 
+.PHONY: sbom audit
+sbom: install ## the software bill of materials, CycloneDX: build/sbom.cdx.json
+	$(NODE) deploy/sbom.ts build/sbom.cdx.json
+
+audit: install ## ask for advisories on what runs in production: 0 clean, 1 vulnerable, 2 nobody could be asked
+	$(NODE) deploy/audit.ts
+
 demo: install ## 20,000 events through the whole pipeline, checked
 	$(NODE) examples/demo.ts
 
