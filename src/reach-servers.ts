@@ -138,7 +138,8 @@ function waitingRoom(
     } else if (ctx.path === '/metrics' && METRICS_OPEN) ctx.body = await telemetry.metrics.render()
     else {
       const missing = Object.entries(checks).flatMap(([server, state]) => (state === 'ok' ? [] : [server]))
-      throw new MillraceError('unavailable', `Starting: waiting for ${missing.join(' and ')}; retry later`)
+      const reason = missing.length === 0 ? 'Starting' : `Starting: waiting for ${missing.join(' and ')}`
+      throw new MillraceError('unavailable', `${reason}; retry later`)
     }
   })
   return app

@@ -50,7 +50,7 @@ export type Verdict = {
   storedMs: Map<string, number>
 }
 
-type DeadLetter = { id: string; seq: string }
+type DeadLetter = { id: string; event: string }
 
 /** @param poisonEvery as the load's: which events Postgres refuses */
 export async function judge(
@@ -77,7 +77,8 @@ export async function judge(
       [run],
     )
     const letters = await client.query<DeadLetter>(
-      `select event_id as id, detail->>'streamSeq' as seq from dead_letter_audit where source = $1 and action = 'recorded'`,
+      `select event_id as id, (detail->>'streamSeq') || '.' || coalesce(detail->>'streamPlace', '0') as event
+       from dead_letter_audit where source = $1 and action = 'recorded'`,
       [run],
     )
     const committed = new Set(stored.rows.map((row) => row.id))
@@ -85,8 +86,8 @@ export async function judge(
     const lost = [...answered].filter((id) => !committed.has(id) && !dead.has(id))
     const duplicated = [
       ...inserts.rows.filter((row) => row.times > 1).map((row) => row.id),
-      // A bad event that its client sent twice was stored twice, and may die twice; one stored message dies once.
-      ...letters.rows.map((row) => `message ${row.seq}`).filter((seq, i, all) => all.indexOf(seq) !== i),
+      // A bad event that its client sent twice was stored twice, and may die twice; each stored one dies once.
+      ...letters.rows.map((row) => `stored at ${row.event}`).filter((event, i, all) => all.indexOf(event) !== i),
       ...[...dead].filter((id) => committed.has(id)),
     ]
     const wrong = [
