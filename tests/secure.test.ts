@@ -134,14 +134,16 @@ test('events, a workflow and a dead letter go their whole way over TLS, under th
   assert.is(await count(`select count(*) from events where source = 'shop'`), 100)
   await until(async () => (await count(`select count(*) from workflow_runs where status = 'completed'`)) === 100)
 
-  await admin.query(`alter table events add constraint refused check (type <> 'order.cursed') not valid`)
-  assert.is((await post([{ id: 'c', source: 'shop', type: 'order.cursed' }])).status, 202)
+  await admin.query(`alter table events add constraint refused check (id <> 'c1') not valid`)
+  // One of a parcel: the worker takes it out.
+  const parcel = ['c0', 'c1', 'c2'].map((id) => ({ id, source: 'shop', type: 'order.returned' }))
+  assert.is((await post(parcel)).status, 202)
   const letters = `select count(*) from pgboss.job where name = 'dead-letters' and state = 'created'`
   await until(async () => (await count(letters)) === 1)
   await admin.query('alter table events drop constraint refused')
   const replayed = await millrace(['dead-letters', 'replay', '--all'], environment('api'))
   assert.is(replayed.code, 0, replayed.out)
-  await until(async () => (await count(`select count(*) from events where id = 'c'`)) === 1)
+  await until(async () => (await count(`select count(*) from events where type = 'order.returned'`)) === 3)
 
   const plain = `select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where usename = 'millrace'`
   assert.ok((await count(plain)) > 5)
