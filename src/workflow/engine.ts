@@ -89,7 +89,7 @@ const SWEEP_MS = 500
 export async function startEngine(deps: EngineDeps, options: EngineOptions = {}): Promise<Engine> {
   const { broker, databaseUrl, onError } = deps
   const workflows = options.workflows ?? []
-  const pool = openSessions(databaseUrl, 'workflows', { max: 3, pipeline: false })
+  const pool = openSessions(databaseUrl, 'workflows', 3)
   const worker = workflows.length === 0 ? null : uuidv7()
   const clock = createClock()
   const listeners = createListeners(pool)
@@ -336,7 +336,7 @@ function work(parts: Parts & { lease: HeldLease; runner: ProcessRunner; sweepMs:
   runner.dispatch = dispatch
   runner.metrics?.observeRuns(() => live.size)
   // A connection and a rhythm of its own: nothing may keep the lease from being renewed.
-  const leases = openSessions(databaseUrl, 'lease', { max: 1, pipeline: false })
+  const leases = openSessions(databaseUrl, 'lease', 1)
   const lose = (runs: LiveRun[]) => {
     if (runs.length === 0) return
     runner.metrics?.leaseLost(runs.length)

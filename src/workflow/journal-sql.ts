@@ -71,12 +71,50 @@ export type StateRow = { runId: string; epoch: number; state: string | null }
 type Statement<Row> = {
   name: string
   text: string
-  values: (worker: string | null, rows: Row[]) => unknown[]
+  values: (worker: string | null, rows: Row[]) => (string | null)[]
   /** Fewer rows than handed in: look who was lost. */
   counted: boolean
 }
 
 const statement = <Row>(spec: Statement<Row>): Statement<Row> => spec
+
+type Scalar = string | number | null
+
+/** An array of Postgres, of numbers, UUIDs or fixed words: nothing in it needs quotes. */
+const bare = (values: Scalar[]) => `{${values.map((value) => value ?? 'NULL').join(',')}}`
+
+/** An array of any text. The client's own way of writing arrays takes three times as long, half of a worker's time. */
+const quoted = (values: (string | null)[]) =>
+  `{${values.map((value) => (value === null ? 'NULL' : SPECIAL.test(value) ? `"${value.replace(SPECIALS, '\\$&')}"` : `"${value}"`)).join(',')}}`
+const SPECIAL = /["\\]/
+const SPECIALS = /["\\]/g
+
+const STEPS = `
+  with lease as materialized (select id from workflow_workers where id = $1 for key share)
+  insert into workflow_steps (run_id, pos, ord, kind, name, output, error, attempt, due_at, at, ms)
+  select s.run_id, s.pos, s.ord, s.kind, s.name, s.output, s.error, s.attempt, to_timestamp(s.due_at / 1000),
+    to_timestamp(s.at / 1000), s.ms
+  from lease, unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::text[], $7::text[], $8::json[], $9::json[],
+    $10::smallint[], $11::float8[], $12::float8[], $13::float8[])
+    s(run_id, epoch, pos, ord, kind, name, output, error, attempt, due_at, at, ms),
+    lateral (select epoch, worker, status from workflow_runs where run_id = s.run_id offset 0) r
+  where r.epoch = s.epoch and r.worker = $1 and r.status = 'running'`
+
+const stepValues = (worker: string | null, rows: StepRow[]) => [
+  worker,
+  bare(rows.map((row) => row.runId)),
+  bare(rows.map((row) => row.epoch)),
+  bare(rows.map((row) => row.pos)),
+  bare(rows.map((row) => row.ord)),
+  bare(rows.map((row) => row.kind)),
+  quoted(rows.map((row) => row.name)),
+  quoted(rows.map((row) => row.output)),
+  quoted(rows.map((row) => row.error)),
+  bare(rows.map((row) => row.attempt)),
+  bare(rows.map((row) => row.dueAt)),
+  bare(rows.map((row) => row.at)),
+  bare(rows.map((row) => row.ms)),
+]
 
 /** In the order in which they run within a commit. */
 export const STATEMENTS = {
@@ -107,60 +145,43 @@ export const STATEMENTS = {
       on conflict do nothing`,
     values: (worker, rows) => [
       worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.id),
-      rows.map((row) => row.generation),
-      rows.map((row) => row.name),
-      rows.map((row) => row.version),
-      rows.map((row) => row.queue),
-      rows.map((row) => row.priority),
-      rows.map((row) => row.concurrencyKey),
-      rows.map((row) => row.status),
-      rows.map((row) => row.input),
-      rows.map((row) => row.attributes),
-      rows.map((row) => row.traceparent),
-      rows.map((row) => row.delayMs),
-      rows.map((row) => row.timeoutMs),
-      rows.map((row) => row.parentId),
-      rows.map((row) => row.chainId),
-      rows.map((row) => row.createdAt),
-      rows.map((row) => row.starter?.runId ?? null),
-      rows.map((row) => row.starter?.epoch ?? null),
+      bare(rows.map((row) => row.runId)),
+      quoted(rows.map((row) => row.id)),
+      bare(rows.map((row) => row.generation)),
+      quoted(rows.map((row) => row.name)),
+      quoted(rows.map((row) => row.version)),
+      quoted(rows.map((row) => row.queue)),
+      bare(rows.map((row) => row.priority)),
+      quoted(rows.map((row) => row.concurrencyKey)),
+      bare(rows.map((row) => row.status)),
+      quoted(rows.map((row) => row.input)),
+      quoted(rows.map((row) => row.attributes)),
+      quoted(rows.map((row) => row.traceparent)),
+      bare(rows.map((row) => row.delayMs)),
+      bare(rows.map((row) => row.timeoutMs)),
+      bare(rows.map((row) => row.parentId)),
+      bare(rows.map((row) => row.chainId)),
+      bare(rows.map((row) => row.createdAt)),
+      bare(rows.map((row) => row.starter?.runId ?? null)),
+      bare(rows.map((row) => row.starter?.epoch ?? null)),
     ],
   }),
 
-  steps: statement<StepRow>({
-    name: 'millrace_steps',
+  /**
+   * Lines that are not in the journal, as far as this process knows: without the check for a line that is there this is
+   * a quarter faster. Where one is, the commit fails with 23505 and is made again without this statement.
+   */
+  steps: statement<StepRow>({ name: 'millrace_steps', counted: true, text: STEPS, values: stepValues }),
+
+  lines: statement<StepRow>({
+    name: 'millrace_lines',
     counted: true,
-    text: `
-      with lease as materialized (select id from workflow_workers where id = $1 for key share)
-      insert into workflow_steps (run_id, pos, ord, kind, name, output, error, attempt, due_at, at, ms)
-      select s.run_id, s.pos, s.ord, s.kind, s.name, s.output, s.error, s.attempt, to_timestamp(s.due_at / 1000),
-        to_timestamp(s.at / 1000), s.ms
-      from lease, unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::text[], $7::text[], $8::json[], $9::json[],
-        $10::smallint[], $11::float8[], $12::float8[], $13::float8[])
-        s(run_id, epoch, pos, ord, kind, name, output, error, attempt, due_at, at, ms),
-        lateral (select epoch, worker, status from workflow_runs where run_id = s.run_id offset 0) r
-      where r.epoch = s.epoch and r.worker = $1 and r.status = 'running'
+    text: `${STEPS}
       on conflict (run_id, pos) do update set
         ord = excluded.ord, output = excluded.output, error = excluded.error, attempt = excluded.attempt,
         due_at = excluded.due_at, at = excluded.at, ms = excluded.ms
       where workflow_steps.ord is null or workflow_steps.ord = excluded.ord`,
-    values: (worker, rows) => [
-      worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.epoch),
-      rows.map((row) => row.pos),
-      rows.map((row) => row.ord),
-      rows.map((row) => row.kind),
-      rows.map((row) => row.name),
-      rows.map((row) => row.output),
-      rows.map((row) => row.error),
-      rows.map((row) => row.attempt),
-      rows.map((row) => row.dueAt),
-      rows.map((row) => row.at),
-      rows.map((row) => row.ms),
-    ],
+    values: stepValues,
   }),
 
   /** Meets the events of the same key at the mailbox (see start.ts); returns those already there. */
@@ -193,13 +214,13 @@ export const STATEMENTS = {
       select run_id from found`,
     values: (worker, rows) => [
       worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.pos),
-      rows.map((row) => row.type),
-      rows.map((row) => row.path),
-      rows.map((row) => row.key),
-      rows.map((row) => row.sinceMs),
-      rows.map((row) => row.after),
+      bare(rows.map((row) => row.runId)),
+      bare(rows.map((row) => row.pos)),
+      quoted(rows.map((row) => row.type)),
+      quoted(rows.map((row) => row.path)),
+      quoted(rows.map((row) => row.key)),
+      bare(rows.map((row) => row.sinceMs)),
+      bare(rows.map((row) => row.after)),
     ],
   }),
 
@@ -216,10 +237,10 @@ export const STATEMENTS = {
       returning r.run_id`,
     values: (worker, rows) => [
       worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.epoch),
-      rows.map((row) => row.wakes),
-      rows.map((row) => row.dueAt),
+      bare(rows.map((row) => row.runId)),
+      bare(rows.map((row) => row.epoch)),
+      bare(rows.map((row) => row.wakes)),
+      bare(rows.map((row) => row.dueAt)),
     ],
   }),
 
@@ -236,9 +257,9 @@ export const STATEMENTS = {
       where r.run_id = s.run_id and r.epoch = s.epoch and r.worker is not distinct from $1 and r.status = 'running'`,
     values: (worker, rows) => [
       worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.epoch),
-      rows.map((row) => row.state),
+      bare(rows.map((row) => row.runId)),
+      bare(rows.map((row) => row.epoch)),
+      quoted(rows.map((row) => row.state)),
     ],
   }),
 
@@ -254,11 +275,11 @@ export const STATEMENTS = {
       where r.run_id = f.run_id and r.epoch = f.epoch and r.worker is not distinct from $1 and r.status in ('running', f.status)`,
     values: (worker, rows) => [
       worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.epoch),
-      rows.map((row) => row.status),
-      rows.map((row) => row.output),
-      rows.map((row) => row.error),
+      bare(rows.map((row) => row.runId)),
+      bare(rows.map((row) => row.epoch)),
+      bare(rows.map((row) => row.status)),
+      quoted(rows.map((row) => row.output)),
+      quoted(rows.map((row) => row.error)),
     ],
   }),
 
@@ -274,9 +295,9 @@ export const STATEMENTS = {
       delete from workflow_waits w using taken t where w.run_id = t.run_id and w.pos = t.wait_pos`,
     values: (worker, rows) => [
       worker,
-      rows.map((row) => row.runId),
-      rows.map((row) => row.waitPos),
-      rows.map((row) => row.signalSeq),
+      bare(rows.map((row) => row.runId)),
+      bare(rows.map((row) => row.waitPos)),
+      bare(rows.map((row) => row.signalSeq)),
     ],
   }),
 
@@ -289,7 +310,7 @@ export const STATEMENTS = {
       signals as (
         delete from workflow_signals s using lease, unnest($2::uuid[]) f(run_id) where s.run_id = f.run_id)
       delete from workflow_waits w using lease, unnest($2::uuid[]) f(run_id) where w.run_id = f.run_id`,
-    values: (worker, rows) => [worker, rows],
+    values: (worker, rows) => [worker, bare(rows)],
   }),
 
   /** Signals that a run has not taken go to the run it continues as. */
@@ -301,7 +322,7 @@ export const STATEMENTS = {
       update workflow_signals s set run_id = m.to_id
       from lease, unnest($2::uuid[], $3::uuid[]) m(from_id, to_id)
       where s.run_id = m.from_id`,
-    values: (worker, rows) => [worker, rows.map((row) => row.from), rows.map((row) => row.to)],
+    values: (worker, rows) => [worker, bare(rows.map((row) => row.from)), bare(rows.map((row) => row.to))],
   }),
 
   /** A parent whose child has ended. */
@@ -313,6 +334,6 @@ export const STATEMENTS = {
       where r.run_id in (select w.run_id from unnest($2::uuid[]) w(run_id), lateral (
           select from workflow_runs t where t.run_id = w.run_id order by t.run_id for update) t)
         and r.status in ('running', 'waiting') and $1::uuid is not null`,
-    values: (worker, rows) => [worker, [...new Set(rows)].sort()],
+    values: (worker, rows) => [worker, bare([...new Set(rows)].sort())],
   }),
 }

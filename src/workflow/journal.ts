@@ -2,7 +2,7 @@
  * The journal: everything a process writes about its runs, group-committed.
  *
  * 1. Runs hand in entries; nothing waits for a timer. While one commit is out, what arrives is the next.
- * 2. A commit is one round trip: one static statement per kind over all its rows (journal-sql.ts), pipelined.
+ * 2. A commit is one round trip: one static statement per kind over all its rows (journal-sql.ts, session.ts).
  * 3. Each statement holds the worker's own row (`for key share`), so whoever ends the lease waits for the commit or
  *    prevents it; each row is checked against its run's epoch. Rows not written mean a lost run.
  * 4. A commit whose fate is unknown (connection lost) is written again: every statement may be repeated.
@@ -24,7 +24,7 @@ import {
   type TakenRow,
   type WaitRow,
 } from './journal-sql.ts'
-import { openSessions } from './session.ts'
+import { openSessions, runTogether } from './session.ts'
 
 /**
  * What one run writes at once; all of it commits together.
@@ -65,6 +65,11 @@ export type Journal = {
 const IN_FLIGHT_MAX = 2
 /** Keeps a commit short, and its memory small. */
 const ENTRIES_PER_COMMIT_MAX = 1_000
+/**
+ * So many entries at once go out as two commits: while Postgres has the one, this process works on the results of the
+ * other. Else all runs would wait for one commit, and Postgres for them. A commit costs some 50 entries of its own.
+ */
+const ENTRIES_TO_SPLIT = 200
 const RETRY_MS_MAX = 1_000
 
 /**
@@ -72,7 +77,7 @@ const RETRY_MS_MAX = 1_000
  * @param jobs  where failed runs become dead letters; null: nowhere
  */
 export function openJournal(url: string, worker: string | null, jobs: PgBoss | null): Journal {
-  const pool = openSessions(url, 'journal', { max: IN_FLIGHT_MAX, pipeline: true })
+  const pool = openSessions(url, 'journal', IN_FLIGHT_MAX)
   const pending: JournalEntry[] = []
   let inFlight = 0
   let closing = false
@@ -80,7 +85,9 @@ export function openJournal(url: string, worker: string | null, jobs: PgBoss | n
 
   const pump = () => {
     while (inFlight < IN_FLIGHT_MAX && pending.length > 0) {
-      const batch = pending.splice(0, ENTRIES_PER_COMMIT_MAX)
+      const share =
+        inFlight === 0 && pending.length >= ENTRIES_TO_SPLIT ? Math.ceil(pending.length / 2) : pending.length
+      const batch = pending.splice(0, Math.min(share, ENTRIES_PER_COMMIT_MAX))
       inFlight += 1
       void commit({ pool, worker, jobs }, batch, () => closing).then(() => {
         inFlight -= 1
@@ -119,14 +126,17 @@ export function openJournal(url: string, worker: string | null, jobs: PgBoss | n
 /** Commits, however often it takes; halves a batch that Postgres refuses until the refused entry stands alone. */
 async function commit(deps: CommitDeps, batch: JournalEntry[], closing: () => boolean): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {
+    // What was tried before may have been written.
+    const fresh = attempt === 1
     try {
-      const replies = await commitOnce(deps, batch)
+      const replies = await commitOnce(deps, batch, fresh)
       return settle(batch, replies)
     } catch (error) {
       if (worthRetrying(error) && !(closing() && attempt > 3)) {
         await pause(Math.min(RETRY_MS_MAX, 10 * 2 ** attempt) * (0.5 + Math.random() / 2))
         continue
       }
+      if (fresh) continue
       if (batch.length === 1 || worthRetrying(error)) {
         const failure = new MillraceError('unavailable', 'The journal could not be written', { cause: error })
         for (const entry of batch) entry.settle({ kind: 'failed', error: failure })
@@ -146,24 +156,23 @@ function worthRetrying(error: unknown): boolean {
   return code.length !== 5 || /^(08|53|57|55P03|25P03|40001|40P01)/.test(code) || /^[A-Z]+$/.test(code)
 }
 
-async function commitOnce({ pool, worker, jobs }: CommitDeps, batch: JournalEntry[]): Promise<Replies> {
+async function commitOnce({ pool, worker, jobs }: CommitDeps, batch: JournalEntry[], fresh: boolean): Promise<Replies> {
   const dead = jobs === null ? [] : batch.flatMap((entry) => entry.letter ?? [])
-  const work = STATEMENTS_IN_ORDER.map((kind) => ({ kind, rows: rowsOf(kind, batch) })).filter(
+  const work = STATEMENTS_IN_ORDER.map((kind) => ({ kind, rows: rowsOf(kind, batch, fresh) })).filter(
     ({ rows }) => rows.length > 0,
   )
   const client = await pool.connect()
   let failure: Error | undefined
   try {
-    const whole = work.length > 1 || dead.length > 0
-    const results = await Promise.all([
-      ...(whole ? [client.query('begin')] : []),
-      ...work.map(({ kind, rows }) => {
+    // A letter is written only for a run that is still ours, so those commits take a second round trip.
+    if (dead.length > 0) await client.query('begin')
+    const own = await runTogether(
+      client,
+      work.map(({ kind, rows }) => {
         const { name, text, values } = STATEMENTS[kind]
-        return client.query({ name, text, values: values(worker, rows as never) })
+        return { name, text, values: values(worker, rows as never) }
       }),
-      ...(whole && dead.length === 0 ? [client.query('commit')] : []),
-    ])
-    const own = whole ? results.slice(1, 1 + work.length) : results
+    )
     const short = work.some(({ kind, rows }, n) => STATEMENTS[kind].counted && own[n]!.rowCount !== rows.length)
     const rows = work.flatMap(({ kind }, n) => own[n]!.rows.map((row) => ({ ...row, kind }) as Reply))
     const lost = short ? await lostRuns(client, worker, batch) : EMPTY
@@ -177,7 +186,7 @@ async function commitOnce({ pool, worker, jobs }: CommitDeps, batch: JournalEntr
     failure = error as Error
     throw error
   } finally {
-    // After an error the pipeline may still hold statements of the failed transaction: start afresh.
+    // It may still be inside a failed transaction.
     client.release(failure)
   }
 }
@@ -188,11 +197,12 @@ const EMPTY: ReadonlySet<string> = new Set()
 const NO_REPLIES: Reply[] = []
 const STATEMENTS_IN_ORDER = Object.keys(STATEMENTS) as (keyof typeof STATEMENTS)[]
 
-function rowsOf(kind: keyof typeof STATEMENTS, batch: JournalEntry[]): unknown[] {
+function rowsOf(kind: keyof typeof STATEMENTS, batch: JournalEntry[], fresh: boolean): unknown[] {
   const rows: unknown[] = []
   for (const entry of batch) {
     if (kind === 'starts' && entry.starts) rows.push(...entry.starts)
-    else if (kind === 'steps' && entry.steps) rows.push(...entry.steps)
+    else if (kind === 'steps' && entry.steps) rows.push(...entry.steps.filter((row) => fresh && isFirst(row)))
+    else if (kind === 'lines' && entry.steps) rows.push(...entry.steps.filter((row) => !(fresh && isFirst(row))))
     else if (kind === 'waits' && entry.waits) rows.push(...entry.waits)
     else if (kind === 'parks' && entry.park) rows.push(entry.park)
     else if (kind === 'finishes' && entry.finish) rows.push(entry.finish)
@@ -204,6 +214,9 @@ function rowsOf(kind: keyof typeof STATEMENTS, batch: JournalEntry[]): unknown[]
   }
   return rows
 }
+
+/** A step that succeeds or fails for good at its first attempt has no line yet; every other call may have an open one. */
+const isFirst = ({ kind, attempt, ord }: StepRow) => kind === 'step' && attempt === 1 && ord !== null
 
 /** Fewer rows were written than handed in: which runs are not this worker's under the epoch they were written with? */
 async function lostRuns(client: pg.ClientBase, worker: string | null, batch: JournalEntry[]): Promise<Set<string>> {

@@ -34,16 +34,47 @@ export async function inSession<T>(pool: pg.Pool, work: (client: pg.PoolClient) 
   }
 }
 
-/** @param pipeline  statements are sent without waiting for the answer to the one before */
-export function openSessions(
-  url: string,
-  name: string,
-  { max, pipeline }: { max: number; pipeline: boolean },
-): pg.Pool {
+/** @property values  as text; arrays too, so that nothing is left to write */
+type PreparedStatement = { name: string; text: string; values: (string | null)[] }
+
+const prepared = new WeakMap<pg.Connection, Set<string>>()
+
+/**
+ * Runs statements as one transaction in one round trip, without BEGIN and COMMIT: in PostgreSQL's extended protocol
+ * everything before a Sync is one implicit transaction, committed there ("Pipelining" in its chapter on message flow).
+ * The client's own pipeline sends a Sync with each statement.
+ * @returns one result each; after a rejection the client is to be destroyed
+ */
+export function runTogether(client: pg.PoolClient, statements: PreparedStatement[]): Promise<pg.QueryResult[]> {
+  return new Promise((resolve, reject) => {
+    // Its own handling of answers makes one result of each completed command.
+    const query = new pg.Query('', (error, results) => {
+      if (error) reject(error)
+      else resolve(([] as pg.QueryResult[]).concat(results as unknown as pg.QueryResult | pg.QueryResult[]))
+    })
+    query.submit = (connection) => {
+      const known = prepared.get(connection) ?? new Set()
+      prepared.set(connection, known)
+      connection.stream.cork()
+      for (const { name, text, values } of statements) {
+        if (!known.has(name)) connection.parse({ name, text, types: [] }, true)
+        known.add(name)
+        connection.bind({ statement: name, values }, true)
+        connection.describe({ type: 'P' }, true)
+        connection.execute({}, true)
+      }
+      connection.sync()
+      connection.stream.uncork()
+      return null
+    }
+    client.query(query)
+  })
+}
+
+export function openSessions(url: string, name: string, max: number): pg.Pool {
   const pool = new pg.Pool({
     connectionString: connectionString(url),
     max,
-    pipeline,
     connectionTimeoutMillis: 5_000,
     keepAlive: true,
     application_name: `millrace ${name}`,
