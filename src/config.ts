@@ -4,6 +4,7 @@
  */
 
 import { MillraceError } from './errors.ts'
+import { withoutSecrets } from './secrets.ts'
 
 type Variable<T> = { fallback: T; says: string; read: (text: string) => T }
 
@@ -151,7 +152,7 @@ export function loadConfig(
     try {
       return [name, variable.read(given)]
     } catch (error) {
-      wrong.push(`${name}=${given}: ${(error as Error).message} (${variable.says})`)
+      wrong.push(`${name}=${withoutSecrets(given)}: ${(error as Error).message} (${variable.says})`)
       return [name, variable.fallback]
     }
   })

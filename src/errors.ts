@@ -1,5 +1,7 @@
 /** The one error family: every refusal Millrace makes on purpose carries a stable `code`. */
 
+import { withoutSecrets } from './secrets.ts'
+
 export type ErrorCode =
   | 'invalid_config'
   | 'invalid_request'
@@ -38,8 +40,11 @@ export class MillraceError extends Error {
   }
 }
 
-/** The message of anything thrown, with the messages of its causes. */
+/** The message of anything thrown, with the messages of its causes, without what looks like a secret. */
 export function describe(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  return error.cause === undefined ? error.message : `${error.message}: ${describe(error.cause)}`
+  if (!(error instanceof Error)) return withoutSecrets(String(error))
+  // Drizzle's own message is the statement and every value in it; its cause says what was wrong.
+  if ('query' in error && 'params' in error && error.cause !== undefined) return describe(error.cause)
+  const message = withoutSecrets(error.message)
+  return error.cause === undefined ? message : `${message}: ${describe(error.cause)}`
 }

@@ -66,7 +66,7 @@ export async function reachServers(
     if (signal.aborted) return undefined
     throw error
   }
-  const onLost = (error: Error) => log.warn({ error: error.message }, 'lost a connection to Postgres')
+  const onLost = (error: Error) => log.warn({ error: describe(error) }, 'lost a connection to Postgres')
   return { database: connectDatabase(config, onLost), broker: broker!, door }
 }
 

@@ -2,7 +2,7 @@
 
 import { join } from 'node:path'
 import type { PgBoss } from 'pg-boss'
-import pino, { type Logger } from 'pino'
+import type { Logger } from 'pino'
 import type { Broker } from './broker/connect.ts'
 import type { Config } from './config.ts'
 import type { DatabaseConnection } from './db/connect.ts'
@@ -16,6 +16,7 @@ import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
 import { reachServers } from './reach-servers.ts'
 import { withLocalJaeger } from './telemetry/jaeger.ts'
+import { createLog } from './telemetry/log.ts'
 import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
 import { workflowRoutes } from './workflow/api.ts'
 import { codeOf, type Workflow } from './workflow/define.ts'
@@ -42,7 +43,7 @@ export async function serveWorker(config: Config, modules: string[], signal: Abo
 /** Brings Postgres and JetStream to what this version needs, once both are there. Processes do so too, where they may. */
 export async function migrate(config: Config, signal: AbortSignal): Promise<void> {
   await observed('migrate', config, async (telemetry) => {
-    const log = pino({ level: config.LOG_LEVEL, name: 'migrate' })
+    const log = createLog(config, 'migrate')
     const reached = await reachServers({ log, telemetry }, config, 'migrate', undefined, signal)
     await reached?.broker.close()
     await reached?.database.close()
@@ -75,13 +76,13 @@ const aborted = (signal: AbortSignal) =>
     : new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
 
 async function runApi(config: Config, telemetry: Telemetry, signal: AbortSignal): Promise<void> {
-  const log = pino({ level: config.LOG_LEVEL, name: 'api' })
+  const log = createLog(config, 'api')
   const reached = await reachServers({ log, telemetry }, config, 'api', config.PORT, signal)
   if (reached === undefined) return
   const { database, broker, door } = reached
   const publisher = createPublisher({ broker, telemetry }, config)
   const jobs = await startJobs(config.DATABASE_URL, {
-    onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
+    onError: (error) => log.warn({ error: describe(error) }, 'pg-boss'),
   })
   const engine = await openEngine(config, { database, broker, jobs, log, telemetry }, [])
   const server = await startApi(
@@ -110,13 +111,13 @@ async function runWorker(
   port: number | undefined,
   signal: AbortSignal,
 ): Promise<void> {
-  const log = pino({ level: config.LOG_LEVEL, name: 'worker' })
+  const log = createLog(config, 'worker')
   const reached = await reachServers({ log, telemetry }, config, 'worker', port, signal)
   if (reached === undefined) return
   const { database, broker, door } = reached
   const jobs = await startJobs(config.DATABASE_URL, {
     maintain: true,
-    onError: (error) => log.warn({ error: error.message }, 'pg-boss'),
+    onError: (error) => log.warn({ error: describe(error) }, 'pg-boss'),
   })
   const deps = { db: database.db, broker, jobs, log, telemetry }
   const engine = await openEngine(config, { database, ...deps }, workflows)
@@ -152,7 +153,7 @@ async function observed(
   config: Config,
   run: (telemetry: Telemetry) => Promise<unknown>,
 ): Promise<void> {
-  const log = pino({ level: config.LOG_LEVEL, name })
+  const log = createLog(config, name)
   const telemetry = await startTelemetry({ log }, config, `millrace-${name}`)
   try {
     await run(telemetry)

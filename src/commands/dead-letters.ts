@@ -3,11 +3,10 @@
 import { readFileSync } from 'node:fs'
 import { SingleBar } from 'cli-progress'
 import { Command, Option } from 'commander'
-import pino from 'pino'
 import { connectBroker } from '../broker/connect.ts'
 import { connectDatabase, type Database } from '../db/connect.ts'
 import { startJobs } from '../db/jobs.ts'
-import { MillraceError } from '../errors.ts'
+import { describe, MillraceError } from '../errors.ts'
 import {
   countCauses,
   countOpen,
@@ -19,6 +18,7 @@ import {
 import { createPublisher } from '../ingest/publish.ts'
 import { discardLetters, type LetterOutcome, type ReplayDeps, readPatch, replayLetters } from '../ingest/replay.ts'
 import { openSchemas } from '../ingest/schemas.ts'
+import { createLog } from '../telemetry/log.ts'
 import { startTelemetry } from '../telemetry/telemetry.ts'
 import { atTerminal, operatorConfig } from './operator-config.ts'
 
@@ -147,7 +147,7 @@ function patchText(given: string): string {
   try {
     return readFileSync(given, 'utf8')
   } catch (error) {
-    throw new MillraceError('invalid_request', `--patch takes a JSON file, or JSON itself: ${(error as Error).message}`)
+    throw new MillraceError('invalid_request', `--patch takes a JSON file, or JSON itself: ${describe(error)}`)
   }
 }
 
@@ -213,12 +213,12 @@ async function withService(run: (deps: ReplayDeps, signal: AbortSignal) => Promi
   const config = await operatorConfig()
   const stopping = new AbortController()
   process.once('SIGINT', () => stopping.abort())
-  const log = pino({ level: config.LOG_LEVEL, name: 'dead-letters' }, pino.destination(2))
+  const log = createLog(config, 'dead-letters', 2)
   const telemetry = await startTelemetry({ log }, config, 'millrace-cli')
   const database = connectDatabase(config)
   const [broker, jobs] = await Promise.all([
     connectBroker(config, 'dead-letters'),
-    startJobs(config.DATABASE_URL, { onError: (error) => log.warn({ error: error.message }, 'pg-boss') }),
+    startJobs(config.DATABASE_URL, { onError: (error) => log.warn({ error: describe(error) }, 'pg-boss') }),
   ])
   const { db } = database
   const schemas = await openSchemas({ db, broker, log }, config)

@@ -3,6 +3,7 @@
 import type { Middleware } from 'koa'
 import { isOutage } from '../db/connect.ts'
 import { describe, type ErrorCode, MillraceError } from '../errors.ts'
+import { withoutSecrets } from '../secrets.ts'
 
 const STATUS: Partial<Record<ErrorCode, number>> = {
   invalid_request: 400,
@@ -28,7 +29,7 @@ export const statusOf = (error: unknown): number => (error instanceof MillraceEr
 export function errorBody(error: unknown): { error: string; message: string } & Record<string, unknown> {
   if (!(error instanceof MillraceError) || statusOf(error) === 500)
     return { error: 'internal', message: 'An internal error; the log of the API has it' }
-  return { error: error.code, message: error.message, ...error.details }
+  return { error: error.code, message: withoutSecrets(error.message), ...error.details }
 }
 
 /** Headers that belong to a refusal: when to come back, and whether the connection is still of use. */

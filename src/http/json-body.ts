@@ -3,6 +3,7 @@
 import type { Context } from 'koa'
 import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
+import { jsonProblem } from '../secrets.ts'
 import { createBodyMemory, readWhole } from './body.ts'
 
 /** As the pipeline holds it with events: no honest input comes near, and every reader recurses. */
@@ -24,7 +25,7 @@ export function jsonBodies(config: Config, most: { bytesMax: number; limit: stri
     try {
       body = JSON.parse(utf8.decode(bytes))
     } catch (error) {
-      throw new MillraceError('invalid_request', `The body is not JSON: ${(error as Error).message}`)
+      throw new MillraceError('invalid_request', `The body is not JSON: ${jsonProblem(error)}`)
     }
     if (deeperThan(body, DEPTH_MAX))
       throw new MillraceError('invalid_request', `The body nests deeper than ${DEPTH_MAX} levels`)

@@ -48,7 +48,8 @@ function requireUtf8(contentType: string): void {
 export function eventOfBinary(headers: IncomingHttpHeaders, body: Buffer): Json {
   const attributes: [string, unknown][] = []
   for (const [name, value] of Object.entries(headers))
-    if (name.startsWith('ce-') && typeof value === 'string') attributes.push([name.slice(3), percentDecode(value)])
+    if (name.startsWith('ce-') && typeof value === 'string')
+      attributes.push([name.slice(3), percentDecode(name, value)])
   const contentType = headers['content-type'] ?? ''
   if (contentType !== '') attributes.push(['datacontenttype', contentType])
   if (body.length === 0) return { value: objectOf(attributes), exact: undefined, suspect: true }
@@ -71,11 +72,11 @@ export function eventOfBinary(headers: IncomingHttpHeaders, body: Buffer): Json 
 const objectOf = (attributes: [string, unknown][]): object => Object.fromEntries(attributes)
 
 /** Section 3.1.3.2 of the binding: header values are percent-encoded UTF-8. */
-function percentDecode(value: string): string {
+function percentDecode(name: string, value: string): string {
   if (!value.includes('%')) return value
   try {
     return decodeURIComponent(value)
   } catch {
-    throw new MillraceError('invalid_request', `A ce- header is not percent-encoded UTF-8: ${value}`)
+    throw new MillraceError('invalid_request', `The header ${name} is not percent-encoded UTF-8`)
   }
 }

@@ -5,6 +5,7 @@
  */
 
 import { MillraceError } from '../errors.ts'
+import { jsonProblem } from '../secrets.ts'
 
 /** A JSON text with a value for validation, and the same with every number as it was written. */
 export type Json = {
@@ -57,7 +58,7 @@ export function parseJson(text: string): Json {
       suspect: oddNumber || ODD_TEXT.test(text),
     }
   } catch (error) {
-    throw new MillraceError('invalid_request', `The text is not JSON: ${(error as Error).message}`, {
+    throw new MillraceError('invalid_request', `The text is not JSON: ${jsonProblem(error)}`, {
       details: { reason: 'invalid_json' },
     })
   }

@@ -16,6 +16,7 @@
 import type { Msg } from 'nats'
 import { ack, deliveryInfo, headerBlock, headerOf } from '../broker/delivery.ts'
 import { subjectOf } from '../broker/streams.ts'
+import { jsonProblem } from '../secrets.ts'
 import type { OutgoingEvent, ReceivedEvent } from './event.ts'
 
 const HEADER = {
@@ -176,7 +177,7 @@ export function unreadable(bytes: Buffer): string {
     const named = typeof id === 'string' && typeof source === 'string' && id !== '' && source !== ''
     return named ? '' : 'the event has no id or no source'
   } catch (error) {
-    return (error as Error).message
+    return jsonProblem(error)
   }
 }
 

@@ -32,6 +32,7 @@ import {
 } from '@opentelemetry/semantic-conventions'
 import { STREAM } from '../broker/streams.ts'
 import type { Config } from '../config.ts'
+import { withoutSecrets } from '../secrets.ts'
 import { EXPORT_MS_MAX, identify } from './resource.ts'
 import {
   ATTR_CLOUDEVENTS_EVENT_ID,
@@ -203,7 +204,7 @@ export function end(span: Span, error?: unknown, endMs?: number): void {
   if (error !== undefined) {
     const { code, name, message } = error as Error & { code?: string }
     span.setAttribute(ATTR_ERROR_TYPE, code ?? name ?? 'error')
-    span.setStatus({ code: SpanStatusCode.ERROR, message })
+    span.setStatus({ code: SpanStatusCode.ERROR, message: withoutSecrets(message) })
   }
   span.end(endMs)
 }

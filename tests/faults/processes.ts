@@ -79,7 +79,7 @@ export async function createService(command: 'api' | 'worker', env: Record<strin
       ...env,
       PORT: String(port),
       WORKER_PORT: '0',
-      API_KEYS: 'off',
+      API_KEYS: env.API_KEYS ?? 'off',
       HOST: '127.0.0.1',
       LOG_LEVEL: 'info',
     })
