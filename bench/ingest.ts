@@ -56,11 +56,11 @@ const cpu = () => Object.fromEntries(Object.entries(meters).map(([name, { cpuMs 
 const peaks: Record<string, number> = {}
 
 async function clear(): Promise<void> {
-  await db.query('truncate events, batches')
+  await db.query('truncate events, event_ids, batches')
   await db.query('checkpoint')
 }
 
-const count = async () => Number((await db.query('select count(*) from events')).rows[0].count)
+const count = async (table = 'events') => Number((await db.query(`select count(*) from ${table}`)).rows[0].count)
 
 /** Waits until the consumer has nothing left, then until the batch lines are written. */
 async function settled(events: number): Promise<void> {
@@ -140,7 +140,7 @@ async function naive(eventsPerRequest: number): Promise<Case> {
   const port = Number((await line(child, /^(\d+)$/))[1])
   const result = await load('/', port, eventsPerRequest, `n${eventsPerRequest}`)
   await stopNode(child)
-  if ((await count()) !== result.accepted) throw new Error('the naive peer lost rows')
+  if ((await count('naive_events')) !== result.accepted) throw new Error('the naive peer lost rows')
   return {
     'events/request': eventsPerRequest,
     'committed/s': Math.round(result.accepted / result.seconds),

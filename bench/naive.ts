@@ -5,6 +5,7 @@ import Koa from 'koa'
 import pg from 'pg'
 
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 })
+await pool.query('drop table if exists naive_events; create table naive_events (like events, primary key (source, id))')
 const app = new Koa()
 app.use(async (ctx) => {
   const chunks: Buffer[] = []
@@ -13,7 +14,7 @@ app.use(async (ctx) => {
   for (const event of Array.isArray(body) ? body : [body])
     await pool.query({
       name: 'insert',
-      text: `insert into events (source, id, type, subject, time, data, received_at, published_at, stream_seq, batch_id)
+      text: `insert into naive_events (source, id, type, subject, time, data, received_at, published_at, stream_seq, batch_id)
              values ($1, $2, $3, $4, $5, $6, now(), now(), 0, '00000000-0000-0000-0000-000000000000')
              on conflict (source, id) do nothing`,
       values: [event.source, event.id, event.type, event.subject, event.time, event.data],

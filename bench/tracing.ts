@@ -91,7 +91,7 @@ async function startService(name: Case) {
 
 /** One load, until every event of it is committed and counted. */
 async function turn({ db, broker, port, cpuMs }: Service, run: string): Promise<Turn> {
-  await db.query('truncate events, batches')
+  await db.query('truncate events, event_ids, batches')
   const before = cpuMs()
   const order = {
     port,

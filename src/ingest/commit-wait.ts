@@ -122,16 +122,16 @@ async function findFate(db: Database, events: AwaitedEvent[], alsoDead: boolean)
 }
 
 const rowsOf = (keys: string) => sql`
-  select wanted.n, (events.stream_seq, events.stream_place) = (wanted.seq, wanted.place) as ours
+  select wanted.n, (stored.stream_seq, stored.stream_place) = (wanted.seq, wanted.place) as ours
   from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int, n int)
-  join events on events.source = wanted.source and events.id = wanted.id`
+  join event_ids as stored on stored.key = event_key('default', wanted.source, wanted.id)`
 
 /** A dead letter's audit row names the delivery by its sequence and place: an earlier event of the same identity is not this one. */
 const rowsOrDeadLetters = (keys: string) => sql`
-  select wanted.n, (events.stream_seq, events.stream_place) = (wanted.seq, wanted.place) as ours
+  select wanted.n, (stored.stream_seq, stored.stream_place) = (wanted.seq, wanted.place) as ours
   from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int, n int)
-  left join events on events.source = wanted.source and events.id = wanted.id
-  where events.id is not null or exists (
+  left join event_ids as stored on stored.key = event_key('default', wanted.source, wanted.id)
+  where stored.key is not null or exists (
     select from dead_letter_audit as audit
     where audit.source = wanted.source and audit.event_id = wanted.id and audit.action = 'recorded'
       and audit.detail->'streamSeq' = to_jsonb(wanted.seq)

@@ -163,8 +163,8 @@ export async function lockLetters(
 /** Which of these events are stored. */
 export async function findStored(tx: Transaction, events: { source: string; id: string }[]): Promise<Set<string>> {
   const { rows } = await tx.execute<{ source: string; id: string }>(sql`
-    select source, id from events
-    where (source, id) in (select * from unnest(${sql.param(events.map((event) => event.source))}::text[],
-                                                ${sql.param(events.map((event) => event.id))}::text[]))`)
+    select source, id from unnest(${sql.param(events.map((event) => event.source))}::text[],
+                                  ${sql.param(events.map((event) => event.id))}::text[]) as event(source, id)
+    where exists (select from event_ids where key = event_key('default', source, id))`)
   return new Set(rows.map(identityOf))
 }

@@ -91,7 +91,9 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
 
   router.get('/v1/events/:source/:id', async (ctx) => {
     const { source, id } = readKey(ctx.params)
-    const { rows } = await db.execute<Row>(sql`select ${shown} from events where source = ${source} and id = ${id}`)
+    const { rows } = await db.execute<Row>(sql`
+      select ${shown} from event_ids join events using (published_at, stream_seq, stream_place)
+      where key = event_key('default', ${source}, ${id})`)
     if (rows[0] === undefined)
       throw new MillraceError('not_found', 'No such event is committed; it may wait in the stream or be a dead letter')
     ctx.type = 'application/json'

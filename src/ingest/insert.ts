@@ -46,32 +46,40 @@ type Failure = { sqlstate: string; error: string }
 const TEXT_OID = 25
 
 /**
- * Splits the texts of each parcel by their separator and casts each on its own, so that no payload can reach into another's
- * row. `offset 0` keeps the planner from repeating the cast in every column. Sorted, because overlapping batches of two
- * workers that lock their keys in different orders would deadlock; of two events with one key in a batch, one is inserted.
+ * 1. `sent`: the texts of each parcel, split by their separator and cast each on its own, so that no payload can reach into
+ *    another's row; `offset 0` keeps the planner from repeating the cast. The first of each identity, in the order of the
+ *    keys, because overlapping batches of two workers that lock their keys in different orders would deadlock.
+ * 2. `fresh`: those whose identity was never stored.
+ * 3. `stored`: their rows.
  */
 const insertStatement = (columns: Columns) => sql`
-  with stored as (
+  with sent as materialized (
+    select distinct on (key) *
+    from (
+      select *, event_key('default', nullif(event->>'source', ''), nullif(event->>'id', '')) as key
+      from (
+        select text::jsonb as event, trace_id, to_timestamp(received_ms / 1000) as received_at,
+               to_timestamp(published_ms / 1000) as published_at, seq, (place + n - 1)::int as place
+        from unnest(${columns.texts}::text[], ${columns.traceIds}::uuid[], ${columns.receivedMs}::float8[],
+                    ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[])
+               as parcel(texts, trace_id, received_ms, published_ms, seq, place),
+             unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
+        offset 0) as cast_once) as keyed
+    order by key, seq, place),
+  fresh as (
+    insert into event_ids (key, published_at, stream_seq, stream_place)
+    select key, published_at, seq, place from sent order by key
+    on conflict do nothing
+    returning key, stream_seq, stream_place),
+  stored as (
     insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
                         trace_id, received_at, published_at, stream_seq, stream_place, batch_id)
-    select nullif(event->>'source', '') collate "C", nullif(event->>'id', '') collate "C", event->>'type', event->>'subject',
-           (event->>'time')::timestamptz, event->>'datacontenttype', event->>'dataschema', event->'data',
-           event->>'data_base64',
+    select event->>'source', event->>'id', event->>'type', event->>'subject', (event->>'time')::timestamptz,
+           event->>'datacontenttype', event->>'dataschema', event->'data', event->>'data_base64',
            nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
-           trace_id, to_timestamp(received_ms / 1000), to_timestamp(published_ms / 1000), seq, place,
-           ${columns.batchId}::uuid
-    from (
-      select text::jsonb as event, trace_id, received_ms, published_ms, seq, place + n - 1 as place
-      from unnest(${columns.texts}::text[], ${columns.traceIds}::uuid[], ${columns.receivedMs}::float8[],
-                  ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[])
-             as parcel(texts, trace_id, received_ms, published_ms, seq, place),
-           unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
-      offset 0
-    ) as sent
-    order by 1, 2
-    on conflict (source, id) do nothing
-    returning stream_seq, stream_place)
-  select stream_seq, count(*)::int as inserted, array_agg(stream_place) as places from stored group by stream_seq`
+           trace_id, received_at, published_at, seq, place, ${columns.batchId}::uuid
+    from sent join fresh using (key) order by seq, place)
+  select stream_seq, count(*)::int as inserted, array_agg(stream_place) as places from fresh group by stream_seq`
 
 /** The statement as Postgres sees it, for traces. */
 export const INSERT_TEXT = new PgDialect().sqlToQuery(insertStatement(columnsOf([], ''))).sql

@@ -46,7 +46,8 @@ const NEWS = `
   select w.run_id, 'event', w.pos::text, 'completed',
     json_build_object('mail', w.mail_number, 'event', json_build_object('source', e.source, 'id', e.id, 'type', e.type,
       'subject', e.subject, 'time', e.time, 'data', e.data))::text, null
-  from workflow_waits w join events e on e.source = w.source and e.id = w.event_id
+  from workflow_waits w join event_ids i on i.key = event_key('default', w.source, w.event_id)
+    join events e using (published_at, stream_seq, stream_place)
   where w.run_id = any($1::uuid[]) and w.source is not null
   union all
   select c.parent_id, 'child', k.run_id::text, c.status, c.output::text, c.error::text

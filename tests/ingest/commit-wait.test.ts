@@ -27,8 +27,7 @@ test('what is not committed in time is answered 202 with what is known', async (
   const locked = Promise.withResolvers<void>()
   const release = Promise.withResolvers<void>()
   const holding = servers.db.transaction(async (tx) => {
-    await tx.execute(sql`insert into events (source, id, type, received_at, published_at, stream_seq, batch_id)
-                         values ('s', 'held', 't', now(), now(), 0, gen_random_uuid())`)
+    await tx.execute(sql`insert into event_ids values (event_key('default', 's', 'held'), now(), 0)`)
     locked.resolve()
     await release.promise
   })

@@ -71,7 +71,7 @@ export async function startPipeline(servers: Servers, over: Partial<Config> = {}
       }),
     /** Forgets what earlier tests left. */
     clear: async () => {
-      await db.execute(sql`truncate events, dead_letter_audit`)
+      await db.execute(sql`truncate events, event_ids, dead_letter_audit`)
       await db.execute(sql`delete from pgboss.job where name in ('dead-letters', 'failed-batches')`)
     },
   }

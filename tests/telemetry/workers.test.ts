@@ -48,8 +48,7 @@ async function startWorker(): Promise<{ child: ChildProcess; port: number }> {
 test('a worker that cannot get on is stuck, says so, and stops none of the others', async () => {
   const blocker = await servers.database.pool.connect()
   await blocker.query('begin')
-  await blocker.query(`insert into events (source, id, type, received_at, published_at, stream_seq, batch_id)
-                       values ('test', 'blocked', 't', now(), now(), 0, gen_random_uuid())`)
+  await blocker.query(`insert into event_ids values (event_key('default', 'test', 'blocked'), now(), 0)`)
   await service.post(event('blocked'))
   const own = await until(async () => {
     const pool = await named(process.pid)

@@ -25,9 +25,13 @@ async function ingest(...events: { type: string; data?: unknown; subject?: strin
       const key = id ?? `e${mine}`
       const publishedMs = Date.now()
       const { rowCount } = await tx.execute(sql`
+        with fresh as (
+          insert into event_ids
+          values (event_key('default', ${source}, ${key}), to_timestamp(${publishedMs}::float8 / 1000), ${mine})
+          on conflict do nothing returning published_at, stream_seq)
         insert into events (source, id, type, subject, data, received_at, published_at, stream_seq, batch_id)
-        values (${source}, ${key}, ${type}, ${subject}, ${JSON.stringify(data)}::jsonb, clock_timestamp(),
-          to_timestamp(${publishedMs}::float8 / 1000), ${mine}, gen_random_uuid()) on conflict do nothing`)
+        select ${source}, ${key}, ${type}, ${subject}, ${JSON.stringify(data)}::jsonb, clock_timestamp(),
+          published_at, stream_seq, gen_random_uuid() from fresh`)
       if (rowCount === 1) inserted.push({ seq: mine, publishedMs, place: 0, events: 1, traceparent: '' })
     }
     return matchEvents(tx, inserted)
