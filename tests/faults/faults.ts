@@ -154,7 +154,7 @@ const pauseBeforeCommit: Fault = {
 }
 
 async function pauseInTransaction(client: pg.Client, url: string, worker: Rig['workers'][number]): Promise<void> {
-  const inserting = `from pg_stat_activity where query ilike '%insert into events%' and pid <> pg_backend_pid()`
+  const inserting = `from pg_stat_activity where query ilike '%insert into event_ids%' and pid <> pg_backend_pid()`
   await client.query('select pg_advisory_lock($1)', [LOCK])
   await post(url, { source: 'locked', id: '1', type: 'fault.locked' })
   await waitFor('the INSERT to wait', 10_000, () => exists(client, `select ${inserting} and wait_event = 'advisory'`))

@@ -84,8 +84,9 @@ async function sample({ apis, workers, nats, postgres, depth }: Rig): Promise<Sa
   ]
   const prints = groups.map((pids) => pids.flatMap(livingFootprint))
   const { rows } = await database.query<{ events: number; table_bytes: number; index_bytes: number }>(
-    `select (select count(*)::int from oracle.inserts) as events, pg_table_size('events')::float8 as table_bytes,
-            pg_indexes_size('events')::float8 as index_bytes`,
+    `select (select count(*)::int from oracle.inserts) as events, sum(pg_table_size(relid))::float8 as table_bytes,
+            sum(pg_indexes_size(relid))::float8 as index_bytes
+     from (select relid from pg_partition_tree('events') union all select 'event_ids'::regclass) tables`,
   )
   const sum = (values: number[]) => values.reduce((total, value) => total + value, 0)
   return {
