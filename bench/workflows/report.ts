@@ -26,12 +26,15 @@ export type Report = {
   sleepers: Sleepers
 }
 
-type Ratio = { contestant: string; concurrency: number; ratio: number }
+/** @property range  lowest and highest round */
+type Ratio = { contestant: string; concurrency: number; ratio: number; range: [number, number] }
 
 type Line = {
   contestant: string
   concurrency: number
   perSecond: number
+  /** Lowest and highest round. */
+  range: [number, number]
   p50Ms: number
   p99Ms: number
   cpuMs: Record<string, number>
@@ -46,14 +49,12 @@ const median = (values: number[]) =>
     values.toSorted((a, b) => a - b),
     0.5,
   )
+const rangeOf = (values: number[]): [number, number] => [Math.min(...values), Math.max(...values)]
 const perSecond = (cell: Cell) => (cell.done * 1_000) / cell.elapsedMs
 
 /** The median round for rates and CPU; percentiles over the latencies of all rounds. */
 function linesOf(cells: Cell[]): Line[] {
-  const groups = Map.groupBy(
-    cells.filter(({ round }) => round >= 0),
-    ({ concurrency, contestant }) => `${concurrency} ${contestant}`,
-  )
+  const groups = Map.groupBy(cells, ({ concurrency, contestant }) => `${concurrency} ${contestant}`)
   return [...groups.values()].map((group) => {
     const { contestant, concurrency, cpuMs } = group[0]!
     const latencies = group.flatMap(({ latenciesMs }) => latenciesMs).toSorted((a, b) => a - b)
@@ -61,6 +62,7 @@ function linesOf(cells: Cell[]): Line[] {
       contestant,
       concurrency,
       perSecond: median(group.map(perSecond)),
+      range: rangeOf(group.map(perSecond)),
       p50Ms: percentile(latencies, 0.5),
       p99Ms: percentile(latencies, 0.99),
       cpuMs: Object.fromEntries(
@@ -73,7 +75,7 @@ function linesOf(cells: Cell[]): Line[] {
 /** A way of running Millrace over the faster peer, round by round, then the median round. */
 function ratiosToFasterPeer(cells: Cell[]): Ratio[] {
   const groups = Map.groupBy(
-    cells.filter(({ contestant, round }) => round >= 0 && isOurs(contestant)),
+    cells.filter(({ contestant }) => isOurs(contestant)),
     ({ concurrency, contestant }) => `${concurrency} ${contestant}`,
   )
   return [...groups.values()].map((ours) => {
@@ -84,7 +86,7 @@ function ratiosToFasterPeer(cells: Cell[]): Ratio[] {
       )
       return perSecond(cell) / Math.max(...peers.map(perSecond))
     })
-    return { contestant, concurrency, ratio: median(rounds) }
+    return { contestant, concurrency, ratio: median(rounds), range: rangeOf(rounds) }
   })
 }
 
@@ -105,21 +107,36 @@ export function writeReport(report: Report): void {
   for (const { name, says } of report.contestants) console.log(`  ${name}: ${says}`)
   console.log(
     `\n${table([
-      ['contestant', 'concurrency', 'workflows/s', 'p50 ms', 'p99 ms', ...kinds.map((kind) => `${kind} CPU us`)],
+      [
+        'contestant',
+        'concurrency',
+        'workflows/s',
+        'lowest-highest',
+        'p50 ms',
+        'p99 ms',
+        ...kinds.map((kind) => `${kind} CPU us`),
+      ],
       ...lines.map((line) => [
         line.contestant,
         String(line.concurrency),
         line.perSecond.toFixed(0),
+        line.range.map((rate) => rate.toFixed(0)).join('-'),
         line.p50Ms.toFixed(1),
         line.p99Ms.toFixed(1),
         ...kinds.map((kind) => (kind in line.cpuMs ? (line.cpuMs[kind]! * 1_000).toFixed(0) : '-')),
       ]),
     ])}`,
   )
-  for (const { contestant, concurrency, ratio } of ratios)
-    console.log(`${contestant} at ${concurrency}: ${ratio.toFixed(1)} times the faster peer`)
-  for (const { contestant, runs, steps } of report.rows)
-    console.log(`${contestant}: ${runs} workflows and ${steps} steps found in its tables, every result checked`)
+  for (const { contestant, concurrency, ratio, range } of ratios)
+    console.log(
+      `${contestant} at ${concurrency}: ${ratio.toFixed(1)} times the faster peer of the round (${range.map((each) => each.toFixed(1)).join(' to ')})`,
+    )
+  for (const [contestant, rows] of Map.groupBy(report.rows, (each) => each.contestant)) {
+    const sum = (of: 'runs' | 'steps') => rows.reduce((total, each) => total + each[of], 0)
+    console.log(
+      `${contestant}: ${sum('runs')} workflows and ${sum('steps')} steps found in its tables, every result checked`,
+    )
+  }
   for (const { contestant, steps, elapsedMs, perThousandMs } of report.long)
     console.log(
       `${contestant}: one run of ${steps} steps in ${(elapsedMs / 1_000).toFixed(1)} s; each thousand took ${perThousandMs.join(', ')} ms`,

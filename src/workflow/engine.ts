@@ -106,7 +106,7 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
   const results = createResults(
     pool,
     broker,
-    (runId) => live.has(runId),
+    (runId) => live.has(runId) || handover.expects(runId),
     (error) => onError(error, 'reading results'),
   )
   const journal = openJournal(databaseUrl, worker, deps.jobs ?? null)

@@ -24,6 +24,8 @@ const ROWS_MAX = 500
 const ROWS_CHARACTERS_MAX = 256 * 1024
 /** Larger ends are read from the database by who wants them. */
 const ENDING_CHARACTERS_MAX = 8 * 1024
+/** Runs whose end is expected; with more, all are forgotten, and whoever waits asks the database. */
+const EXPECTED_MAX = 100_000
 
 /** @property stands  the run was not begun: its id is taken */
 type Answer = 'begun' | 'stands' | 'failed'
@@ -33,6 +35,8 @@ type Sent = { runId: string; ending: Ending }
 export type Handover = {
   /** @returns null when no worker took it */
   offer: (row: StartRow) => Promise<Answer | null>
+  /** A worker began the run for this process, and has not said that it ended: asking the database would be too early. */
+  expects: (runId: string) => boolean
   /** Tells the starter that the run it handed over has ended. */
   sendEnd: (starter: string, runId: string, ending: Ending) => void
   close: () => void
@@ -51,12 +55,17 @@ export function openHandover(
   begin: (row: StartRow, starter: string) => Promise<boolean>,
   onEnd: (runId: string, ending: Ending) => void,
 ): Handover {
-  if (broker === null) return { offer: () => Promise.resolve(null), sendEnd: () => {}, close: () => {} }
+  if (broker === null)
+    return { offer: () => Promise.resolve(null), expects: () => false, sendEnd: () => {}, close: () => {} }
   const { nc } = broker
   const offers = new Map<string, Offer[]>()
   const ends = new Map<string, Sent[]>()
+  const expected = new Set<string>()
 
   const send = async (queue: string, batch: Offer[]) => {
+    if (expected.size > EXPECTED_MAX) expected.clear()
+    // A run can end before the answer for the whole offer is here.
+    for (const { row } of batch) expected.add(row.runId)
     let answers: (Answer | null)[] = []
     try {
       const request = JSON.stringify({ starter, rows: batch.map(({ row }) => row) })
@@ -64,7 +73,8 @@ export function openHandover(
     } catch {
       // No worker there, or none that answers: whoever offered goes the other way.
     }
-    batch.forEach(({ settle }, n) => {
+    batch.forEach(({ row, settle }, n) => {
+      if (answers[n] !== 'begun') expected.delete(row.runId)
       settle(answers[n] ?? null)
     })
   }
@@ -91,7 +101,11 @@ export function openHandover(
   subscriptions.push(
     nc.subscribe(ENDINGS + starter, {
       callback: (error, message) => {
-        if (error === null) for (const { runId, ending } of message.json<Sent[]>()) onEnd(runId, ending)
+        if (error !== null) return
+        for (const { runId, ending } of message.json<Sent[]>()) {
+          expected.delete(runId)
+          onEnd(runId, ending)
+        }
       },
     }),
   )
@@ -105,6 +119,7 @@ export function openHandover(
         })
       })
     },
+    expects: (runId) => expected.has(runId),
     sendEnd(to, runId, ending) {
       if (size(ending.output) + size(ending.error) > ENDING_CHARACTERS_MAX) return
       gather(ends, to, { runId, ending }, (batch) => {

@@ -67,7 +67,8 @@ const IN_FLIGHT_MAX = 2
 const ENTRIES_PER_COMMIT_MAX = 1_000
 /**
  * So many entries at once go out as two commits: while Postgres has the one, this process works on the results of the
- * other. Else all runs would wait for one commit, and Postgres for them. A commit costs some 50 entries of its own.
+ * other. Else all runs would wait for one commit, and Postgres for them. A commit by itself
+ * costs as much as some 30 entries.
  */
 const ENTRIES_TO_SPLIT = 200
 const RETRY_MS_MAX = 1_000

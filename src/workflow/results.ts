@@ -25,7 +25,7 @@ const ENDINGS = `
   select run_id, name, status, output::text as output, error::text as error from workflow_runs
   where run_id = any($1::uuid[]) and status not in ('queued', 'running', 'waiting', 'stuck')`
 
-/** @param runsHere  true for a run whose end this process will announce itself */
+/** @param runsHere  true for a run whose end this process will announce, or be told: the database is not asked at once */
 export function createResults(
   pool: pg.Pool,
   broker: Broker | null,

@@ -67,6 +67,39 @@ test('three steps run once each, in order, and their results are kept', async ()
   )
 })
 
+test('a step whose line is there unexpectedly is recorded all the same, and so is what shares its commit', async () => {
+  const lines = workflow('lines', async (run) =>
+    Promise.all(
+      ['a', 'b', 'c'].map((name) =>
+        run.step(name, async () => {
+          // As a commit leaves it whose answer was lost, and which is made again.
+          if (name === 'b')
+            await servers.database.pool.query(
+              `insert into workflow_steps (run_id, pos, kind, name, attempt, at) values ($1, 1, 'step', 'b', 1, now())`,
+              [run.runId],
+            )
+          return name
+        }),
+      ),
+    ),
+  )
+  const engine = await engineOf([lines])
+  const handle = await startRun(engine, lines, null)
+  assert.equal(await handle.result(), ['a', 'b', 'c'])
+  const { rows } = await servers.database.pool.query(
+    'select pos, output from workflow_steps where run_id = $1 and ord is not null order by pos',
+    [handle.runId],
+  )
+  assert.equal(
+    rows.map(({ pos, output }) => [pos, output]),
+    [
+      [0, 'a'],
+      [1, 'b'],
+      [2, 'c'],
+    ],
+  )
+})
+
 test('a failing step is tried again, and a non-retryable one is not', async () => {
   let flaky = 0
   let fatal = 0

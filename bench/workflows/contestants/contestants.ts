@@ -5,7 +5,7 @@ import pg from 'pg'
 import { migrateDatabase } from '../../../src/db/migrate.ts'
 import { startNats } from '../../../src/embedded/nats.ts'
 import { freePort } from '../../../src/embedded/port.ts'
-import type { EmbeddedServer } from '../../../src/embedded/postgres.ts'
+import { startPostgres } from '../../../src/embedded/postgres.ts'
 import { type Child, startChild } from '../processes.ts'
 import { countRestate, registerEndpoint, startRestate } from '../restate-server.ts'
 
@@ -16,12 +16,15 @@ export type Contestant = {
   starter: Child
   /** Whose CPU counts, by kind of process. */
   pids: Record<string, number>
+  /** Where its tables are, if in Postgres. */
+  databaseUrl?: string
   /** Finished three-step workflows, and the steps recorded for them. */
   count: () => Promise<{ runs: number; steps: number }>
   stop: () => Promise<void>
 }
 
-export type Servers = { dir: string; postgres: EmbeddedServer }
+/** Brings up a contestant with servers of its own, over an empty folder. */
+export type Start = (dir: string) => Promise<Contestant>
 
 const file = (name: string) => new URL(name, import.meta.url)
 
@@ -31,7 +34,8 @@ const MILLRACE_COUNT = `
           where workflow_runs.name = 'fulfil') as steps`
 
 /** A starter process and a worker process, as Restate has them. */
-export async function startMillrace({ dir, postgres }: Servers): Promise<Contestant> {
+export async function startMillrace(dir: string): Promise<Contestant> {
+  const postgres = await startPostgres(join(dir, 'pg'))
   await migrateDatabase(postgres.url)
   const nats = await startNats(join(dir, 'nats'))
   const env = { DATABASE_URL: postgres.url, NATS_URL: nats.url }
@@ -41,23 +45,24 @@ export async function startMillrace({ dir, postgres }: Servers): Promise<Contest
     name: 'Millrace',
     says: 'this checkout, starter and worker apart',
     starter,
+    databaseUrl: postgres.url,
     pids: { starter: starter.pid, worker: worker.pid, postgres: postgres.process.pid!, server: nats.process.pid! },
     count: () => countRows(postgres.url, MILLRACE_COUNT),
     stop: async () => {
       await starter.stop()
       await worker.stop()
-      await nats.stop()
+      await Promise.all([nats.stop(), postgres.stop()])
     },
   }
 }
 
-/** Starting and running in one process, as DBOS does. A database and a nats-server of its own keep the two apart. */
-export async function startMillraceInOne({ dir, postgres }: Servers): Promise<Contestant> {
-  const url = await createDatabase(postgres.url, 'millrace_in_one')
-  await migrateDatabase(url)
-  const nats = await startNats(join(dir, 'nats-in-one'))
+/** Starting and running in one process, as DBOS does. */
+export async function startMillraceInOne(dir: string): Promise<Contestant> {
+  const postgres = await startPostgres(join(dir, 'pg'))
+  await migrateDatabase(postgres.url)
+  const nats = await startNats(join(dir, 'nats'))
   const starter = await startChild(file('millrace.ts'), {
-    DATABASE_URL: url,
+    DATABASE_URL: postgres.url,
     NATS_URL: nats.url,
     MILLRACE_MODE: 'both',
   })
@@ -66,22 +71,12 @@ export async function startMillraceInOne({ dir, postgres }: Servers): Promise<Co
     says: 'this checkout, started in the process that runs it',
     starter,
     pids: { worker: starter.pid, postgres: postgres.process.pid!, server: nats.process.pid! },
-    count: () => countRows(url, MILLRACE_COUNT),
+    count: () => countRows(postgres.url, MILLRACE_COUNT),
     stop: async () => {
       await starter.stop()
-      await nats.stop()
+      await Promise.all([nats.stop(), postgres.stop()])
     },
   }
-}
-
-async function createDatabase(adminUrl: string, name: 'millrace_in_one'): Promise<string> {
-  const client = new pg.Client({ connectionString: adminUrl })
-  await client.connect()
-  await client.query(`create database ${name}`)
-  await client.end()
-  const url = new URL(adminUrl)
-  url.pathname = `/${name}`
-  return url.href
 }
 
 /** More changed nothing when tried: on two cores Postgres is what it waits for. */
@@ -91,7 +86,8 @@ const DBOS_POOL_SIZE = 20
  * Its two ways were tried side by side, pools of 10, 20 and 40 too: starting and running in one process was 2 to 3
  * times as fast as a queue between two processes, even with the polls at 10 ms.
  */
-export async function startDbos({ postgres }: Servers): Promise<Contestant> {
+export async function startDbos(dir: string): Promise<Contestant> {
+  const postgres = await startPostgres(join(dir, 'pg'))
   const url = new URL(postgres.url)
   url.pathname = '/dbos'
   const starter = await startChild(file('dbos.ts'), {
@@ -100,7 +96,7 @@ export async function startDbos({ postgres }: Servers): Promise<Contestant> {
   })
   return {
     name: 'DBOS',
-    says: `@dbos-inc/dbos-sdk 5.3.0, started directly in the process that runs it, pool of ${DBOS_POOL_SIZE}, the same Postgres`,
+    says: `@dbos-inc/dbos-sdk 5.3.0, started directly in the process that runs it, pool of ${DBOS_POOL_SIZE}, on Postgres set up as Millrace's`,
     starter,
     pids: { worker: starter.pid, postgres: postgres.process.pid! },
     count: () =>
@@ -110,14 +106,17 @@ export async function startDbos({ postgres }: Servers): Promise<Contestant> {
                 (select count(*) from dbos.operation_outputs join dbos.workflow_status using (workflow_uuid)
                  where name = 'fulfil') as steps`,
       ),
-    stop: () => starter.stop(),
+    stop: async () => {
+      await starter.stop()
+      await postgres.stop()
+    },
   }
 }
 
 /** 1, 2, 4, 8 and the default 24 partitions were tried: fewer share more syncs, and 2 was the fastest on two cores. */
 const RESTATE_PARTITIONS = 2
 
-export async function startRestateContestant({ dir }: Servers): Promise<Contestant> {
+export async function startRestateContestant(dir: string): Promise<Contestant> {
   const server = await startRestate(join(dir, 'restate'), RESTATE_PARTITIONS)
   const port = await freePort()
   const env = { RESTATE_LOGGING: 'ERROR', NODE_ENV: 'production' }
