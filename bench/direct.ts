@@ -22,18 +22,16 @@ function batch(): Parcel[] {
     const first = next
     next += PARCEL
     const texts = Array.from({ length: PARCEL }, (_, n) => sampleEvent(run, first + n))
-    const from = {
-      message: undefined as never,
+    const seq = first / PARCEL + 1
+    return {
+      from: { message: undefined as never, publishedMs: Date.now(), seq, deliveries: 1, events: PARCEL, open: PARCEL },
       receivedMs: Date.now(),
-      publishedMs: Date.now(),
-      seq: first / PARCEL + 1,
-      deliveries: 1,
       traceparent: traceparentOf(first),
       commitReply: '',
+      place: 0,
       events: PARCEL,
-      open: PARCEL,
+      bytes: Buffer.from(texts.join('\x1e')),
     }
-    return { from, place: 0, events: PARCEL, bytes: Buffer.from(texts.join('\x1e')) }
   })
 }
 

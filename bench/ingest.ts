@@ -15,7 +15,6 @@ import { loadConfig } from '../src/config.ts'
 import { migrateDatabase } from '../src/db/migrate.ts'
 import { startNats } from '../src/embedded/nats.ts'
 import { startPostgres } from '../src/embedded/postgres.ts'
-import { pack } from '../src/ingest/parcel.ts'
 import { createPublisher } from '../src/ingest/publish.ts'
 import { startTelemetry } from '../src/telemetry/telemetry.ts'
 import type { LoadResult } from './load.ts'
@@ -171,17 +170,15 @@ async function drain(): Promise<Case> {
   for (let n = 0; n < backlog; n += 10_000)
     await Promise.all(
       Array.from({ length: 10 }, (_, part) =>
-        // What a request of 100 leaves on the stream: its traceparent is its own.
+        // What requests of 100 leave on the stream: each has a traceparent of its own.
         publisher.publish(
-          pack(
-            Array.from({ length: 1_000 }, (_, i) => {
-              const index = n + part * 1_000 + i
-              const payload = sampleEvent('b', index)
-              const { id, source, type } = JSON.parse(payload)
-              const traceparent = traceparentOf(index)
-              return { id, source, type, payload, receivedMs: Date.now(), traceparent, commitReply: '' }
-            }),
-          ),
+          Array.from({ length: 1_000 }, (_, i) => {
+            const index = n + part * 1_000 + i
+            const payload = sampleEvent('b', index)
+            const { id, source, type } = JSON.parse(payload)
+            const traceparent = traceparentOf(index)
+            return { id, source, type, payload, receivedMs: Date.now(), traceparent, commitReply: '', seq: 0, place: 0 }
+          }),
         ),
       ),
     )

@@ -53,6 +53,17 @@ export function headerOf(block: string, name: string): string {
   return block.slice(from, block.indexOf('\r\n', from)).trim()
 }
 
+/** Every value of a header, in order. */
+export function headersOf(block: string, name: string): string[] {
+  const start = `\r\n${name}:`
+  const values: string[] = []
+  for (let at = block.indexOf(start); at >= 0; at = block.indexOf(start, at + start.length)) {
+    const from = at + start.length
+    values.push(block.slice(from, block.indexOf('\r\n', from)).trim())
+  }
+  return values
+}
+
 /**
  * Headers for a message to send, from lines that each begin with CRLF. The client only asks headers for their bytes; its
  * own builder checks and copies every name and value, for 2 us a message where this takes 0.3 (measured).

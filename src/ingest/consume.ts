@@ -2,7 +2,7 @@
  * The worker pool of a process. Each worker repeats one straight line:
  * 1. take the next batch (batch.ts)
  * 2. insert it in one transaction (insert.ts)
- * 3. acknowledge each message, after COMMIT of its last event; what Postgres refuses is taken out of its parcel, and what
+ * 3. acknowledge each message, after COMMIT of its last event; what Postgres refuses is taken out of its message, and what
  *    it refuses alone goes to refusals.ts
  * 4. count, time and trace what happened (record.ts)
  * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
@@ -20,8 +20,8 @@ import { type Assembler, type Batch, capacityFor, createAssembler } from './batc
 import { createBatchLog } from './batch-log.ts'
 import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
 import type { Log } from './log.ts'
-import { eventOf, type Parcel, settle, takeOut } from './parcel.ts'
-import { BATCH_MESSAGES_MAX, storeBatch } from './publish.ts'
+import { eventOf, messagesOf, type Parcel, settle, takeOut } from './parcel.ts'
+import { BATCH_MESSAGES_MAX, store } from './publish.ts'
 import { openPull } from './pull.ts'
 import { type RecordDeps, recordBatch } from './record.ts'
 import { createRefusalDesk, type RefusalDesk, type Refused } from './refusals.ts'
@@ -112,7 +112,7 @@ async function work(
       recordBatch(deps, index, batch, outcome)
     } catch (error) {
       // Of those that were answered already, JetStream ignores this.
-      for (const { from } of batch.parcels) nak(from.message, config.RETRY_DELAY_MS)
+      for (const message of messagesOf(batch.parcels)) nak(message, config.RETRY_DELAY_MS)
       throw error
     } finally {
       assembler.inserted(batch.size, insertMs)
@@ -130,7 +130,7 @@ async function insertOrHold(
 ): Promise<BatchOutcome> {
   const { metrics, pool } = deps.telemetry
   const stillOurs = setInterval(
-    () => batch.parcels.forEach(({ from }) => void working(from.message)),
+    () => messagesOf(batch.parcels).forEach((message) => void working(message)),
     config.ACK_WAIT_MS / 3,
   )
   try {
@@ -157,7 +157,7 @@ async function answer(
 ): Promise<void> {
   if (outcome.kind === 'postponed') {
     // Only at shutdown: another process may have it at once.
-    for (const { from } of batch.parcels) nak(from.message, 0)
+    for (const message of messagesOf(batch.parcels)) nak(message, 0)
     return
   }
   const again: Parcel[] = []
@@ -171,7 +171,7 @@ async function answer(
     switch (result.kind) {
       case 'stored':
         committed += parcel.events
-        heard.add(parcel.from.commitReply)
+        heard.add(parcel.commitReply)
         // Only what was refused alone has a record to close.
         if (alone && parcel.from.deliveries > 1) again.push(parcel)
         else settle(parcel)
@@ -184,7 +184,7 @@ async function answer(
   }
   notifyWaiters(deps.broker, heard)
   deps.refusals.committed(committed)
-  await takeOutOfParcels(deps, config, mixed)
+  await takeOutOfMessages(deps, config, mixed)
   const onHold = (reason: string) => deps.telemetry.pool.held(index, reason)
   const stored = again.map(eventOf)
   const settled = await deps.refusals.settle({ refused, again: stored, size: batch.size }, onHold, signal)
@@ -194,19 +194,19 @@ async function answer(
 }
 
 /**
- * Gives each refused event a message to itself, on which it is tried again and given up alone, and lets go of it in its
- * parcel. After a crash in between there are two such messages; they carry one name, so they count as one.
+ * Gives each refused event a message to itself, on which it is tried again and given up alone, and lets go of it in the
+ * one it shared. After a crash in between there are two such messages; they carry one name, so they count as one.
  */
-async function takeOutOfParcels(deps: WorkDeps, config: Config, parcels: Parcel[]): Promise<void> {
+async function takeOutOfMessages(deps: WorkDeps, config: Config, parcels: Parcel[]): Promise<void> {
   for (let i = 0; i < parcels.length; i += BATCH_MESSAGES_MAX) {
     const part = parcels.slice(i, i + BATCH_MESSAGES_MAX)
     try {
       if (deps.refusals.suspecting()) throw new MillraceError('overloaded', 'the system is suspected, not the events')
-      await storeBatch(deps.broker, part.map(takeOut), config.PUBLISH_TIMEOUT_MS)
+      await store(deps.broker, part.map(takeOut), config.PUBLISH_TIMEOUT_MS)
       part.forEach(settle)
     } catch (error) {
-      deps.log.warn({ error: describe(error), events: part.length }, 'refused events stay in their parcels')
-      for (const { from } of part) nak(from.message, config.RETRY_DELAY_MS)
+      deps.log.warn({ error: describe(error), events: part.length }, 'refused events stay in the messages they share')
+      for (const message of messagesOf(part)) nak(message, config.RETRY_DELAY_MS)
     }
   }
 }

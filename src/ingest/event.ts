@@ -25,6 +25,9 @@ export type OutgoingEvent = {
   traceparent: string
   /** Subject that hears of the commit; empty for none. */
   commitReply: string
+  /** Its message, and its place there; 0 until the publisher has stored it. */
+  seq: number
+  place: number
 }
 
 /** An event that has a message to itself. */

@@ -86,12 +86,9 @@ export const INSERT_TEXT = new PgDialect().sqlToQuery(insertStatement(columnsOf(
 
 type Columns = ReturnType<typeof columnsOf>
 
-/** What a row needs of its message. */
-type Row = {
-  from: Pick<Parcel['from'], 'seq' | 'traceparent' | 'receivedMs' | 'publishedMs'>
-  place: number
-  events: number
-  bytes: Buffer
+/** What rows need of their parcel. */
+type Row = Pick<Parcel, 'traceparent' | 'receivedMs' | 'place' | 'bytes'> & {
+  from: Pick<Parcel['from'], 'seq' | 'publishedMs'>
 }
 
 /** One element for each parcel. */
@@ -100,8 +97,8 @@ function columnsOf(parcels: Row[], batchId: string) {
   return {
     batchId,
     texts: textArray(parcels.map(({ bytes }) => bytes)),
-    traceIds: list(parcels.map(({ from }) => traceIdOf(from.traceparent) ?? 'null')),
-    receivedMs: list(parcels.map(({ from }) => from.receivedMs)),
+    traceIds: list(parcels.map(({ traceparent }) => traceIdOf(traceparent) ?? 'null')),
+    receivedMs: list(parcels.map(({ receivedMs }) => receivedMs)),
     publishedMs: list(parcels.map(({ from }) => from.publishedMs)),
     seqs: list(parcels.map(({ from }) => from.seq)),
     places: list(parcels.map(({ place }) => place)),
@@ -191,22 +188,24 @@ async function insertParcels(deps: InsertDeps, parcels: Parcel[], batchId: strin
 type Stored = { stream_seq: string; inserted: number; places: number[] }
 
 function outcomesOf(parcels: Parcel[], rows: Stored[]): (ParcelOutcome & { kind: 'stored' })[] {
-  const stored = new Map(rows.map((row) => [Number(row.stream_seq), row]))
+  const inserted = rows.reduce((sum, row) => sum + row.inserted, 0)
+  if (inserted === countEvents(parcels))
+    return parcels.map((parcel) => ({ parcel, kind: 'stored', inserted: parcel.events, places: undefined }))
+  const stored = new Map(rows.map((row) => [Number(row.stream_seq), new Set(row.places)]))
   return parcels.map((parcel) => {
-    const { place, events } = parcel
-    const row = stored.get(parcel.from.seq)
-    if (row?.inserted === events && events === parcel.from.events && parcel.from.events > 1)
-      return { parcel, kind: 'stored', inserted: events, places: undefined }
-    const places = (row?.places ?? []).filter((one) => one >= place && one < place + events)
-    const some = places.length > 0 && places.length < events
-    return { parcel, kind: 'stored', inserted: places.length, places: some ? new Set(places) : undefined }
+    const all = stored.get(parcel.from.seq)
+    const places = new Set<number>()
+    for (let place = parcel.place; place < parcel.place + parcel.events; place++) if (all?.has(place)) places.add(place)
+    const some = places.size > 0 && places.size < parcel.events
+    return { parcel, kind: 'stored', inserted: places.size, places: some ? places : undefined }
   })
 }
 
 /** The inserted events of a parcel: as one range, or one by one where others between them were there before. */
 function insertedOf({ parcel, inserted, places }: ParcelOutcome & { kind: 'stored' }): InsertedEvents[] {
   if (inserted === 0) return []
-  const { seq, publishedMs, traceparent } = parcel.from
+  const { traceparent } = parcel
+  const { seq, publishedMs } = parcel.from
   const range = (place: number, events: number) => ({ seq, publishedMs, traceparent, place, events })
   return places === undefined ? [range(parcel.place, parcel.events)] : [...places].map((place) => range(place, 1))
 }
@@ -215,14 +214,14 @@ function insertedOf({ parcel, inserted, places }: ParcelOutcome & { kind: 'store
 export async function rehearse(tx: Transaction, events: OutgoingEvent[]): Promise<Failure | undefined> {
   const publishedMs = Date.now()
   const rows = events.map(({ payload, traceparent, receivedMs }, seq) => {
-    return { from: { seq, traceparent, receivedMs, publishedMs }, place: 0, events: 1, bytes: Buffer.from(payload) }
+    return { from: { seq, publishedMs }, traceparent, receivedMs, place: 0, bytes: Buffer.from(payload) }
   })
   try {
     await tx.transaction(async (savepoint) => {
       await savepoint.execute(insertStatement(columnsOf(rows, uuidv7())))
       await matchEvents(
         savepoint,
-        rows.map(({ from }) => ({ ...from, place: 0, events: 1 })),
+        rows.map(({ from, traceparent }) => ({ ...from, traceparent, place: 0, events: 1 })),
       )
       savepoint.rollback()
     })

@@ -16,7 +16,6 @@ import { type RequestTrace, startSend } from '../telemetry/tracing.ts'
 import type { OutgoingEvent } from './event.ts'
 import type { Json, Problem } from './json.ts'
 import type { AwaitedEvent, Kept, Outcome } from './outcomes.ts'
-import { pack } from './parcel.ts'
 import type { Publisher } from './publish.ts'
 import { type ValidateDeps, validateEvent } from './validate.ts'
 
@@ -145,22 +144,12 @@ async function publishPart(
   try {
     // A part that waited for nothing must not follow one that failed: the client reads the outcomes as a prefix.
     if (intake.failure !== undefined) throw intake.failure
-    const parcels = pack(part)
-    const firstSeq = await publisher.publish(parcels)
+    await publisher.publish(part)
     metrics.eventsAccepted(part.length)
     send.end()
-    if (intake.awaited !== undefined) {
-      const outcomes = new Map(part.map((event, i) => [event, intake.outcomes[places[i]!] as Kept]))
-      for (const [i, parcel] of parcels.entries())
-        for (const [place, event] of parcel.entries())
-          intake.awaited.push({
-            source: event.source,
-            id: event.id,
-            seq: firstSeq + i,
-            place,
-            outcome: outcomes.get(event)!,
-          })
-    }
+    if (intake.awaited !== undefined)
+      for (const [i, { source, id, seq, place }] of part.entries())
+        intake.awaited.push({ source, id, seq, place, outcome: intake.outcomes[places[i]!] as Kept })
   } catch (error) {
     intake.failure ??= error
     const { code, message } = error instanceof MillraceError ? error : { code: 'internal', message: 'not published' }

@@ -1,20 +1,21 @@
 /**
- * How events travel. One message of the stream is a parcel: the events of one request that share a type and a trace.
- * Measured against a message for each event, at requests of 100: the server, the client and the worker handle a hundredth
- * of the messages, which was half of all processor time (docs/architecture.md).
+ * How events travel. A message of the stream holds the events of one type that are published together, whichever requests
+ * they came with: group commit in the messages themselves. Each request's share of a message is a parcel.
  *
  * A message, and so its format for other producers and consumers:
  * - subject `events.<type>`
  * - payload: CloudEvents 1.0 JSON texts, separated by U+001E where there are several. JSON never holds that character
  *   unescaped (RFC 8259, section 7), so one text is a message with one event.
- * - headers: `traceparent`, `Millrace-Received` (ms since 1970), `Millrace-Commit-Reply` (a subject that hears of the
- *   commit); with one event also `Millrace-Id` and `Millrace-Source`; all of them optional
- * - `Millrace-Origin: <seq>.<place>@<published ms>` on an event that a worker took out of its parcel: it keeps the name
+ * - one header `Millrace-Request: <events> <received ms> <traceparent or -> [<commit reply>]` for each request, in the order
+ *   of its events; the commit reply is a subject that hears of the commit
+ * - with one event also `traceparent`, `Millrace-Id` and `Millrace-Source`
+ * - `Millrace-Origin: <seq>.<place>@<published ms>` on an event that a worker took out of its message: it keeps the name
  *   that it had there
+ * All headers are optional; without `Millrace-Request`, `traceparent` and `Millrace-Received` (ms since 1970) are read.
  */
 
 import type { Msg } from 'nats'
-import { ack, deliveryInfo, headerBlock, headerOf } from '../broker/delivery.ts'
+import { ack, deliveryInfo, headerBlock, headerOf, headersOf } from '../broker/delivery.ts'
 import { subjectOf } from '../broker/streams.ts'
 import { jsonProblem } from '../secrets.ts'
 import type { OutgoingEvent, ReceivedEvent } from './event.ts'
@@ -22,8 +23,8 @@ import type { OutgoingEvent, ReceivedEvent } from './event.ts'
 const HEADER = {
   id: 'Millrace-Id',
   source: 'Millrace-Source',
+  request: 'Millrace-Request',
   received: 'Millrace-Received',
-  commitReply: 'Millrace-Commit-Reply',
   origin: 'Millrace-Origin',
   traceparent: 'traceparent',
 } as const
@@ -32,47 +33,62 @@ const SEPARATOR = '\x1e'
 const SEPARATOR_BYTE = 0x1e
 
 /** A quarter of the largest batch, so that batches fill well, and far below what a message may hold. */
-const PARCEL_EVENTS_MAX = 250
-const PARCEL_CHARS_MAX = 128 * 1024
+const MESSAGE_EVENTS_MAX = 250
+const MESSAGE_CHARS_MAX = 128 * 1024
 
 /** A message to publish. */
 export type OutgoingMessage = { subject: string; headerLines: string; payload: Buffer; events: number }
 
-/** The events of one request in parcels, each in the order given. */
+/** Sorts events into lists that a message each can hold; those of one type keep their order. */
 export function pack(events: OutgoingEvent[]): OutgoingEvent[][] {
   if (events.length === 1) return [events]
-  const parcels: OutgoingEvent[][] = []
-  const open = new Map<string, { parcel: OutgoingEvent[]; chars: number }>()
+  const lists: OutgoingEvent[][] = []
+  const open = new Map<string, { list: OutgoingEvent[]; chars: number }>()
   for (const event of events) {
-    const kind = `${event.type} ${event.traceparent}`
-    const last = open.get(kind)
+    const last = open.get(event.type)
     const chars = (last?.chars ?? 0) + event.payload.length
-    if (last !== undefined && last.parcel.length < PARCEL_EVENTS_MAX && chars <= PARCEL_CHARS_MAX) {
-      last.parcel.push(event)
+    if (last !== undefined && last.list.length < MESSAGE_EVENTS_MAX && chars <= MESSAGE_CHARS_MAX) {
+      last.list.push(event)
       last.chars = chars
     } else {
-      const parcel = [event]
-      parcels.push(parcel)
-      open.set(kind, { parcel, chars: event.payload.length })
+      const list = [event]
+      lists.push(list)
+      open.set(event.type, { list, chars: event.payload.length })
     }
   }
-  return parcels
+  return lists
 }
 
-/** @param parcel  as `pack` makes them: not empty, of one type and trace */
-export function messageOf(parcel: OutgoingEvent[]): OutgoingMessage {
-  const first = parcel[0]!
-  const one = parcel.length === 1
-  let headerLines = line(HEADER.traceparent, first.traceparent) + line(HEADER.received, `${first.receivedMs}`)
-  if (one) headerLines += line(HEADER.id, first.id) + line(HEADER.source, first.source)
-  if (first.commitReply !== '') headerLines += line(HEADER.commitReply, first.commitReply)
-  const payload = one ? first.payload : parcel.map((event) => event.payload).join(SEPARATOR)
-  return { subject: subjectOf(first.type), headerLines, payload: Buffer.from(payload), events: parcel.length }
+/** @param events  as `pack` sorts them: not empty, of one type, those of a request together */
+export function messageOf(events: OutgoingEvent[]): OutgoingMessage {
+  const first = events[0]!
+  let headerLines = ''
+  for (let from = 0; from < events.length; ) {
+    const event = events[from]!
+    let to = from + 1
+    while (to < events.length && sameRequest(event, events[to]!)) to++
+    headerLines += line(HEADER.request, requestValue(to - from, event))
+    from = to
+  }
+  if (events.length === 1)
+    headerLines +=
+      line(HEADER.traceparent, first.traceparent) + line(HEADER.id, first.id) + line(HEADER.source, first.source)
+  const payload = events.length === 1 ? first.payload : events.map((event) => event.payload).join(SEPARATOR)
+  return { subject: subjectOf(first.type), headerLines, payload: Buffer.from(payload), events: events.length }
 }
+
+const sameRequest = (a: Request, b: Request) =>
+  a.traceparent === b.traceparent && a.receivedMs === b.receivedMs && a.commitReply === b.commitReply
+
+const requestValue = (events: number, { receivedMs, traceparent, commitReply }: Request) =>
+  `${events} ${receivedMs} ${traceparent || '-'}${commitReply === '' ? '' : ` ${commitReply}`}`
 
 /** Nothing where the value would break out of its line, as the identity of another producer's event may: it is in the payload too. */
 const line = (name: string, value: string) => (LINE_END.test(value) ? '' : `\r\n${name}: ${value}`)
 const LINE_END = /[\r\n]/
+
+/** What the events of one request share. */
+type Request = { receivedMs: number; traceparent: string; commitReply: string }
 
 /** A message as delivered, with what is still to be answered of it. */
 type Delivery = {
@@ -82,27 +98,24 @@ type Delivery = {
   publishedMs: number
   /** How often JetStream has delivered it, this time included. */
   deliveries: number
-  receivedMs: number
-  traceparent: string
-  commitReply: string
   /** Events in the message. */
   events: number
   /** Events not yet settled; the message is acknowledged with the last of them. */
   open: number
 }
 
-/** Consecutive events of a delivery: all of them, or those that fell to one batch or one half of it. */
-export type Parcel = {
+/** Consecutive events of a delivery that came with one request; or those of them that fell to one batch, or to one half of it. */
+export type Parcel = Request & {
   from: Delivery
-  /** Of its first event in the message, counted from 0; on an event taken out of its parcel, its place there. */
+  /** Of its first event in the message, counted from 0; of an event taken out of its message, its place there. */
   place: number
   events: number
   /** Its events, with separators between them. */
   bytes: Buffer
 }
 
-/** Reads a delivered message; nothing is parsed. */
-export function receive(message: Msg): Parcel {
+/** Reads a delivered message; no event is parsed. */
+export function receive(message: Msg): Parcel[] {
   const { seq, deliveries, storedMs } = deliveryInfo(message)
   const block = headerBlock(message)
   const bytes = Buffer.from(message.data.buffer, message.data.byteOffset, message.data.byteLength)
@@ -110,23 +123,33 @@ export function receive(message: Msg): Parcel {
   for (let at = bytes.indexOf(SEPARATOR_BYTE); at >= 0; at = bytes.indexOf(SEPARATOR_BYTE, at + 1)) events++
   const origin = events === 1 ? originOf(headerOf(block, HEADER.origin)) : undefined
   const publishedMs = origin?.publishedMs ?? storedMs
+  const from: Delivery = { message, seq: origin?.seq ?? seq, publishedMs, deliveries, events, open: events }
+  const parcels: Parcel[] = []
+  let rest: Parcel = { from, ...requestWithout(block, publishedMs), place: origin?.place ?? 0, events, bytes }
+  for (const value of headersOf(block, HEADER.request)) {
+    const [share, received, traceparent = '-', commitReply = ''] = value.split(' ')
+    const count = Math.min(Number(share) || 0, rest.events)
+    if (count === 0) break
+    const request = { receivedMs: Number(received), traceparent: traceparent === '-' ? '' : traceparent, commitReply }
+    if (count === rest.events) return [...parcels, { ...rest, ...request }]
+    const [head, tail] = cut(rest, count)
+    parcels.push({ ...head, ...request })
+    rest = tail
+  }
+  return [...parcels, rest]
+}
+
+/** What a message without, or with too few, `Millrace-Request` says. */
+function requestWithout(block: string, publishedMs: number): Request {
   const received = headerOf(block, HEADER.received)
-  const from: Delivery = {
-    message,
-    seq: origin?.seq ?? seq,
-    publishedMs,
-    deliveries,
+  return {
     receivedMs: received === '' ? publishedMs : Number(received),
     traceparent: headerOf(block, HEADER.traceparent),
-    commitReply: headerOf(block, HEADER.commitReply),
-    events,
-    open: events,
+    commitReply: '',
   }
-  return { from, place: origin?.place ?? 0, events, bytes }
 }
 
 function originOf(header: string): { seq: number; place: number; publishedMs: number } | undefined {
-  if (header === '') return undefined
   const [seq, place, publishedMs] = /^(\d+)\.(\d+)@([\d.]+)$/.exec(header)?.slice(1).map(Number) ?? []
   return seq === undefined ? undefined : { seq, place: place!, publishedMs: publishedMs! }
 }
@@ -135,34 +158,36 @@ function originOf(header: string): { seq: number; place: number; publishedMs: nu
 function cut(parcel: Parcel, events: number): [Parcel, Parcel] {
   let at = -1
   for (let i = 0; i < events; i++) at = parcel.bytes.indexOf(SEPARATOR_BYTE, at + 1)
-  const { from, place, bytes } = parcel
+  const { place, bytes } = parcel
   return [
-    { from, place, events, bytes: bytes.subarray(0, at) },
-    { from, place: place + events, events: parcel.events - events, bytes: bytes.subarray(at + 1) },
+    { ...parcel, events, bytes: bytes.subarray(0, at) },
+    { ...parcel, place: place + events, events: parcel.events - events, bytes: bytes.subarray(at + 1) },
   ]
 }
 
 /** The first `events` events of a list of parcels, and the rest; cuts the one that lies across. */
 export function divide(parcels: Parcel[], events: number): [Parcel[], Parcel[]] {
-  const first: Parcel[] = []
   let left = events
   for (const [i, parcel] of parcels.entries()) {
-    if (parcel.events > left) {
-      if (left === 0) return [first, parcels.slice(i)]
-      const [head, tail] = cut(parcel, left)
-      return [
-        [...first, head],
-        [tail, ...parcels.slice(i + 1)],
-      ]
+    if (parcel.events <= left) {
+      left -= parcel.events
+      continue
     }
-    first.push(parcel)
-    left -= parcel.events
+    if (left === 0) return [parcels.slice(0, i), parcels.slice(i)]
+    const [head, tail] = cut(parcel, left)
+    return [
+      [...parcels.slice(0, i), head],
+      [tail, ...parcels.slice(i + 1)],
+    ]
   }
-  return [first, []]
+  return [parcels, []]
 }
 
 export const countEvents = (parcels: readonly Parcel[]): number =>
   parcels.reduce((count, parcel) => count + parcel.events, 0)
+
+/** The messages that these parcels are from, each once. */
+export const messagesOf = (parcels: readonly Parcel[]): Set<Msg> => new Set(parcels.map(({ from }) => from.message))
 
 /** Notes that a parcel needs no more of us; acknowledges its message when it was the last part of it. */
 export function settle({ from, events }: Parcel): void {
@@ -198,34 +223,34 @@ export function namesOf({ bytes }: Parcel): { id: string; source: string }[] {
     })
 }
 
-/** A parcel of one event as an event; what its payload does not tell of its name, its headers may. */
+/** A parcel that is a whole message of one event, as that event; what its payload does not tell of its name, its headers may. */
 export function eventOf(parcel: Parcel): ReceivedEvent {
-  const { message, seq, publishedMs, receivedMs, deliveries, traceparent } = parcel.from
+  const { message, seq, publishedMs, deliveries } = parcel.from
+  const { receivedMs, traceparent, place, bytes } = parcel
   const block = headerBlock(message)
-  const named = unreadable(parcel.bytes) === '' ? namesOf(parcel)[0] : undefined
+  const named = unreadable(bytes) === '' ? namesOf(parcel)[0] : undefined
   return {
     message,
     id: named?.id ?? headerOf(block, HEADER.id),
     source: named?.source ?? headerOf(block, HEADER.source),
-    payload: parcel.bytes.toString(),
+    payload: bytes.toString(),
     receivedMs,
     publishedMs,
     seq,
-    place: parcel.place,
+    place,
     deliveries,
     traceparent,
   }
 }
 
-/** A message for one event of a parcel alone, so that it can be refused, tried again and given up without the others. */
+/** A message for one event alone, so that it can be refused, tried again and given up without the others. */
 export function takeOut(parcel: Parcel): OutgoingMessage {
-  const { message, seq, publishedMs, receivedMs, traceparent, commitReply } = parcel.from
+  const { message, seq, publishedMs } = parcel.from
   let headerLines =
     line(HEADER.origin, `${seq}.${parcel.place}@${publishedMs}`) +
-    line(HEADER.traceparent, traceparent) +
-    line(HEADER.received, `${receivedMs}`)
+    line(HEADER.request, requestValue(1, parcel)) +
+    line(HEADER.traceparent, parcel.traceparent)
   const { id, source } = namesOf(parcel)[0]!
   if (id !== '') headerLines += line(HEADER.id, id) + line(HEADER.source, source)
-  if (commitReply !== '') headerLines += line(HEADER.commitReply, commitReply)
   return { subject: message.subject, headerLines, payload: parcel.bytes, events: 1 }
 }

@@ -1,6 +1,7 @@
 /**
- * Group commit into JetStream. Concurrent requests share atomic batches: what arrives while the batches in flight are
- * out is the next one, without a timer. A batch is stored whole or not at all, and acknowledged after its fsync.
+ * Group commit into JetStream. Concurrent requests share messages (parcel.ts): what arrives while the flights that are out
+ * have no answer is the next one, without a timer. A few messages are published one by one, each with its fsync; many as an
+ * atomic batch with one for all.
  *
  * Protocol: atomic batch publish, NATS ADR-50. Messages carry Nats-Batch-Id and Nats-Batch-Sequence; the last one also
  * Nats-Batch-Commit and a reply subject, on which the server answers once for all.
@@ -13,36 +14,40 @@ import type { Config } from '../config.ts'
 import { MillraceError } from '../errors.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import type { OutgoingEvent } from './event.ts'
-import { messageOf, type OutgoingMessage } from './parcel.ts'
+import { messageOf, type OutgoingMessage, pack } from './parcel.ts'
 
 /** The server's own limit (ADR-50). */
 export const BATCH_MESSAGES_MAX = 1_000
 
-/** A batch must reach the server within its 10 s of patience, and not swell the connection's buffers. */
-const BATCH_BYTES_MAX = 4 * 1024 * 1024
+/** A flight must reach the server within its 10 s of patience, and not swell the connection's buffers. */
+const FLIGHT_CHARS_MAX = 4 * 1024 * 1024
+/** However many types there are, a flight fits a batch. */
+const FLIGHT_EVENTS_MAX = 1_000
+
+/** Up to here an fsync each costs the server less than an atomic batch, which it stages in a store of its own (measured). */
+const SINGLY_MAX = 8
 
 /** One more than the server stores at a time, so that it need not wait for us to encode; more only make batches smaller (measured). */
 const FLIGHTS_MAX = 2
 
-/** Of the newest batch in the mean number of events per message. */
+/** Of the newest flight in the mean number of events per message. */
 const MEAN_WEIGHT = 0.05
 
 type Entry = {
-  messages: OutgoingMessage[]
-  bytes: number
-  resolve: (firstSeq: number) => void
+  events: OutgoingEvent[]
+  chars: number
+  resolve: () => void
   reject: (error: unknown) => void
 }
 
 export type Publisher = {
   /**
-   * Stores the parcels of one request together.
-   * @param parcels at most BATCH_MESSAGES_MAX; their sequences follow one another
-   * @returns the stream sequence of the first, once all are on disk
-   * @throws MillraceError `unavailable` or `overloaded`; after a timeout they may be stored all the same, so a client
-   *   retries with the same ids
+   * Stores the events of one request, BATCH_MESSAGES_MAX at most. Resolves once all are on disk, and each knows its `seq`
+   * and `place`.
+   * @throws MillraceError `unavailable` or `overloaded`; some or all may be stored all the same, so a client retries with
+   *   the same ids
    */
-  publish: (parcels: OutgoingEvent[][]) => Promise<number>
+  publish: (events: OutgoingEvent[]) => Promise<void>
   /** Whether so much is waiting that a reader should slow down, before `publish` has to refuse. */
   crowded: () => boolean
   /** How many events a message of late held, on average. */
@@ -56,23 +61,22 @@ export function createPublisher(
   config: Pick<Config, 'PUBLISH_PENDING_BYTES_MAX' | 'PUBLISH_TIMEOUT_MS'>,
 ): Publisher {
   const waiting: Entry[] = []
-  let pendingBytes = 0
+  let pendingChars = 0
   let flights = 0
   let eventsPerMessage = 1
   let scheduled = false
   let idle: PromiseWithResolvers<void> | undefined
 
-  function publish(parcels: OutgoingEvent[][]): Promise<number> {
+  function publish(events: OutgoingEvent[]): Promise<void> {
     if (!broker.connected())
       return Promise.reject(new MillraceError('unavailable', 'JetStream is away; retry with the same event ids'))
-    if (pendingBytes > config.PUBLISH_PENDING_BYTES_MAX)
+    if (pendingChars > config.PUBLISH_PENDING_BYTES_MAX)
       return Promise.reject(new MillraceError('overloaded', 'Too much is waiting for JetStream; retry later'))
-    const messages = parcels.map(messageOf)
-    let bytes = 0
-    for (const { payload } of messages) bytes += payload.length
-    pendingBytes += bytes
-    return new Promise<number>((resolve, reject) => {
-      waiting.push({ messages, bytes, resolve, reject })
+    let chars = 0
+    for (const { payload } of events) chars += payload.length
+    pendingChars += chars
+    return new Promise<void>((resolve, reject) => {
+      waiting.push({ events, chars, resolve, reject })
       schedule()
     })
   }
@@ -83,28 +87,27 @@ export function createPublisher(
     scheduled = true
     setImmediate(() => {
       scheduled = false
-      while (flights < FLIGHTS_MAX && waiting.length > 0) void fly(nextBatch(waiting))
+      while (flights < FLIGHTS_MAX && waiting.length > 0) void fly(nextFlight(waiting))
     })
   }
 
   async function fly(entries: Entry[]): Promise<void> {
     flights++
     try {
-      const messages = entries.length === 1 ? entries[0]!.messages : entries.flatMap((entry) => entry.messages)
+      const events = entries.length === 1 ? entries[0]!.events : entries.flatMap((entry) => entry.events)
+      const lists = pack(events)
       const startedAt = performance.now()
-      let seq = await storeBatch(broker, messages, config.PUBLISH_TIMEOUT_MS)
-      const events = messages.reduce((sum, message) => sum + message.events, 0)
-      eventsPerMessage += MEAN_WEIGHT * (events / messages.length - eventsPerMessage)
-      metrics.batchPublished(events, (performance.now() - startedAt) / 1_000)
-      for (const entry of entries) {
-        entry.resolve(seq)
-        seq += entry.messages.length
-      }
+      const seqs = await store(broker, lists.map(messageOf), config.PUBLISH_TIMEOUT_MS)
+      for (const [i, list] of lists.entries())
+        for (const [place, event] of list.entries()) Object.assign(event, { seq: seqs[i]!, place })
+      eventsPerMessage += MEAN_WEIGHT * (events.length / lists.length - eventsPerMessage)
+      metrics.batchPublished(events.length, (performance.now() - startedAt) / 1_000)
+      for (const entry of entries) entry.resolve()
     } catch (error) {
       metrics.publishFailed(error instanceof MillraceError ? error.code : 'internal')
       for (const entry of entries) entry.reject(error)
     } finally {
-      for (const entry of entries) pendingBytes -= entry.bytes
+      for (const entry of entries) pendingChars -= entry.chars
       flights--
       schedule()
       if (flights === 0 && waiting.length === 0) idle?.resolve()
@@ -119,45 +122,53 @@ export function createPublisher(
 
   return {
     publish,
-    crowded: () => pendingBytes > config.PUBLISH_PENDING_BYTES_MAX / 2,
+    crowded: () => pendingChars > config.PUBLISH_PENDING_BYTES_MAX / 2,
     eventsPerMessage: () => eventsPerMessage,
     drain,
   }
 }
 
-/** Takes whole requests, in order, up to the limits of a batch; always at least one. */
-function nextBatch(waiting: Entry[]): Entry[] {
-  let messages = 0
-  let bytes = 0
+/** Takes whole requests, in order, up to the limits of a flight; always at least one. */
+function nextFlight(waiting: Entry[]): Entry[] {
+  let events = 0
+  let chars = 0
   let count = 0
   for (const entry of waiting) {
-    messages += entry.messages.length
-    bytes += entry.bytes
-    if (count > 0 && (messages > BATCH_MESSAGES_MAX || bytes > BATCH_BYTES_MAX)) break
+    events += entry.events.length
+    chars += entry.chars
+    if (count > 0 && (events > FLIGHT_EVENTS_MAX || chars > FLIGHT_CHARS_MAX)) break
     count++
   }
   return waiting.splice(0, count)
 }
 
 /**
- * Stores messages as one atomic batch, at most BATCH_MESSAGES_MAX.
- * @returns the stream sequence of the first, once all are on disk
- * @throws MillraceError `unavailable`
+ * Stores messages, at most BATCH_MESSAGES_MAX.
+ * @returns their stream sequences, once all are on disk
+ * @throws MillraceError `unavailable`; then some of them may be stored
  */
-export async function storeBatch({ nc }: Broker, messages: OutgoingMessage[], timeoutMs: number): Promise<number> {
-  let answer: Msg
+export async function store({ nc }: Broker, messages: OutgoingMessage[], timeoutMs: number): Promise<number[]> {
   try {
-    answer = await sendBatch(nc, messages, timeoutMs)
+    if (messages.length <= SINGLY_MAX)
+      return await Promise.all(messages.map(async (message) => seqOf(await send(nc, message, timeoutMs))))
+    const last = seqOf(await sendBatch(nc, messages, timeoutMs))
+    return messages.map((_, i) => last - (messages.length - 1) + i)
   } catch (error) {
     throw publishFailure(error, timeoutMs)
   }
-  const ack = answer.json<{ seq?: number; error?: { err_code: number; description: string } }>()
-  if (ack.error || ack.seq === undefined)
-    throw new MillraceError('unavailable', `JetStream refused the batch: ${ack.error?.description ?? 'no sequence'}`, {
-      details: { broker_code: ack.error?.err_code },
-    })
-  return ack.seq - (messages.length - 1)
 }
+
+function seqOf(answer: Msg): number {
+  const { seq, error } = answer.json<{ seq?: number; error?: { err_code: number; description: string } }>()
+  if (error || seq === undefined)
+    throw new MillraceError('unavailable', `JetStream refused the events: ${error?.description ?? 'no sequence'}`, {
+      details: { broker_code: error?.err_code },
+    })
+  return seq
+}
+
+const send = (nc: NatsConnection, { subject, headerLines, payload }: OutgoingMessage, timeout: number): Promise<Msg> =>
+  nc.request(subject, payload, { headers: headersFrom(headerLines), timeout })
 
 /** The commit comes with the last message, and the server answers it alone. */
 function sendBatch(nc: NatsConnection, messages: OutgoingMessage[], timeoutMs: number): Promise<Msg> {
@@ -168,9 +179,9 @@ function sendBatch(nc: NatsConnection, messages: OutgoingMessage[], timeoutMs: n
     const { subject, headerLines, payload } = messages[i]!
     nc.publish(subject, payload, { headers: headersFrom(headerLines + partOf(i + 1)) })
   }
-  const { subject, headerLines, payload } = messages[last]!
-  const commit = last === 0 ? '' : `${partOf(last + 1)}\r\nNats-Batch-Commit: 1`
-  return nc.request(subject, payload, { headers: headersFrom(headerLines + commit), timeout: timeoutMs })
+  const message = messages[last]!
+  const headerLines = `${message.headerLines}${partOf(last + 1)}\r\nNats-Batch-Commit: 1`
+  return send(nc, { ...message, headerLines }, timeoutMs)
 }
 
 function publishFailure(error: unknown, timeoutMs: number): MillraceError {

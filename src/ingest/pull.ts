@@ -9,7 +9,7 @@ import { createInbox, type Msg, type Subscription } from 'nats'
 import type { Broker } from '../broker/connect.ts'
 import { deliveryInfo, working } from '../broker/delivery.ts'
 import { CONSUMER, STREAM } from '../broker/streams.ts'
-import { divide, type Parcel, receive } from './parcel.ts'
+import { divide, messagesOf, type Parcel, receive } from './parcel.ts'
 
 /** Long enough that an idle system asks seldom; under 1,000 ms the server refuses. */
 const EXPIRES_MS = 20_000
@@ -74,10 +74,11 @@ export function openPull(
       if (msg.subject === inbox) return onStatus(msg)
       outstanding = Math.max(0, outstanding - 1)
       newest = msg
-      const parcel = receive(msg)
-      buffer.push(parcel)
-      buffered += parcel.events
-      eventsPerMessage += MEAN_WEIGHT * (parcel.events - eventsPerMessage)
+      const parcels = receive(msg)
+      const { events } = parcels[0]!.from
+      buffer.push(...parcels)
+      buffered += events
+      eventsPerMessage += MEAN_WEIGHT * (events - eventsPerMessage)
       awaken()
       ask()
     },
@@ -134,7 +135,7 @@ export function openPull(
   }, 1_000)
 
   const keepAlive = setInterval(() => {
-    for (const { from } of buffer) working(from.message)
+    for (const message of messagesOf(buffer)) working(message)
   }, ackWaitMs / 3)
 
   function take(max: number): Parcel[] {

@@ -49,10 +49,10 @@ function recordCommit(
   for (const result of outcome.outcomes) {
     switch (result.kind) {
       case 'stored': {
-        const { receivedMs, publishedMs } = result.parcel.from
+        const { receivedMs, from } = result.parcel
         inserted += result.inserted
         duplicates += result.parcel.events - result.inserted
-        metrics.eventsCommitted(receivedMs, publishedMs, outcome.endedMs, result.inserted)
+        metrics.eventsCommitted(receivedMs, from.publishedMs, outcome.endedMs, result.inserted)
         break
       }
       case 'poison':
@@ -81,11 +81,11 @@ function sampledOf(batch: Batch, outcome: BatchOutcome): AttemptedEvent[] {
     outcome.kind === 'settled' ? outcome.outcomes : batch.parcels.map((parcel) => ({ ...outcome, parcel }))
   const events: AttemptedEvent[] = []
   for (const result of results) {
-    const { from, place } = result.parcel
-    if (!isSampled(from.traceparent)) continue
+    const { from, place, traceparent } = result.parcel
+    if (!isSampled(traceparent)) continue
     for (const [n, name] of namesOf(result.parcel).entries()) {
       if (events.length === LINKS_MAX) return events
-      const { seq, traceparent, publishedMs, deliveries } = from
+      const { seq, publishedMs, deliveries } = from
       const at = { seq, place: place + n, traceparent, publishedMs, deliveries }
       events.push({ ...name, ...at, outcome: outcomeAt(result, place + n) })
     }

@@ -25,7 +25,6 @@ import type { DeadLetter } from './dead-letters.ts'
 import { identityOf, type OutgoingEvent } from './event.ts'
 import { rehearse } from './insert.ts'
 import { DEPTH_MAX, deeperThan, findUnstorable, type Json, parseJson } from './json.ts'
-import { pack } from './parcel.ts'
 import { BATCH_MESSAGES_MAX, type Publisher } from './publish.ts'
 import type { SchemaRegistry } from './schemas.ts'
 import { validateEvent } from './validate.ts'
@@ -168,7 +167,7 @@ const refuse = (reason: string): Plan => ({ reason })
 function planLetter(deps: ReplayDeps, letter: DeadLetter, patch: Patch | undefined): Plan {
   if (letter.identityLost) return refuse('no row can hold its source and id; discard it')
   const identity = { id: letter.id, source: letter.source }
-  const rest = { receivedMs: Date.now(), traceparent: letter.traceparent, commitReply: '' }
+  const rest = { receivedMs: Date.now(), traceparent: letter.traceparent, commitReply: '', seq: 0, place: 0 }
   if (patch === undefined) {
     if (letter.code === 'unreadable' || letter.payload === undefined)
       return refuse(`it would fail again without a patch: ${letter.error}`)
@@ -247,7 +246,7 @@ async function publishAll(
     return { send, event: { ...plan.event!, traceparent: send.traceparent() } }
   })
   try {
-    for (const part of parts(sends.map(({ event }) => event))) await publisher.publish(pack(part))
+    for (const part of parts(sends.map(({ event }) => event))) await publisher.publish(part)
     for (const { send } of sends) send.end()
   } catch (error) {
     for (const { send } of sends) send.end(error)

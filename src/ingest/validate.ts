@@ -88,6 +88,8 @@ export function validateEvent(
       receivedMs: stamp.receivedMs,
       traceparent: typeof traceparent === 'string' && parseTraceparent(traceparent) !== undefined ? traceparent : '',
       commitReply: stamp.commitReply,
+      seq: 0,
+      place: 0,
     },
     warning: verdict?.problem,
   }

@@ -22,12 +22,11 @@ test.after(async () => {
 const lastSeq = async () => (await servers.broker.jsm.streams.info(STREAM)).state.last_seq
 const named = (count: number, name: string) => Array.from({ length: count }, (_, n) => outgoing(`${name}-${n}`))
 
-test('the events of a request with one type and trace share a message, in their order', () => {
+test('events of one type share a message, in their order', () => {
   const [a, b, c] = [outgoing('a'), outgoing('b', { type: 'order.paid' }), outgoing('c')]
-  const traced = { ...outgoing('d'), traceparent: '00-11111111111111111111111111111111-2222222222222222-01' }
   assert.equal(
-    pack([a!, b!, c!, traced]).map((parcel) => parcel.map(({ id }) => id)),
-    [['a', 'c'], ['b'], ['d']],
+    pack([a!, b!, c!]).map((list) => list.map(({ id }) => id)),
+    [['a', 'c'], ['b']],
   )
 })
 
@@ -45,7 +44,7 @@ test('a line end in an identity stays out of the headers, and in the payload', (
   assert.is(JSON.parse(payload.toString()).id, 'two\r\nlines')
 })
 
-test('a parcel larger than a batch is cut, and acknowledged after its last part', async () => {
+test('a message larger than a batch is cut, and acknowledged after its last part', async () => {
   const before = await lastSeq()
   await pipeline.publishTogether(...named(11, 'cut'))
   assert.is(await lastSeq(), before + 1)
@@ -117,6 +116,42 @@ test('each event of a parcel has its own answer to ?wait=committed', async () =>
       ['new-1', 'duplicate'],
     ],
   )
+})
+
+test('requests that share a message keep their own trace, time and waiter', async () => {
+  const traceOf = (digit: string) => `00-${digit.repeat(32)}-b7ad6b7169203331-00`
+  const heard: string[] = []
+  const subscription = servers.broker.nc.subscribe('heard.*', {
+    callback: (_, { subject }) => void heard.push(subject),
+  })
+  const request = (digit: string, count: number) =>
+    named(count, digit).map((event) => ({
+      ...event,
+      traceparent: traceOf(digit),
+      receivedMs: 1_700_000_000_000 + Number(digit),
+      commitReply: `heard.${digit}`,
+    }))
+  // The first two leave at once, each on a flight of its own; what comes while they are out shares the next.
+  const before = await lastSeq()
+  await Promise.all(['1', '2', '3', '4', '5', '6'].map((digit) => pipeline.publishTogether(...request(digit, 2))))
+  assert.ok((await lastSeq()) - before < 6)
+  await pipeline.settled(12, 0)
+  const { rows } = await servers.database.pool.query(
+    `select left(id, 1) as digit, replace(trace_id::text, '-', '') as trace, count(*)::int as events,
+       (extract(epoch from received_at) * 1000)::float8 as ms
+     from events group by 1, 2, 4 order by 1`,
+  )
+  assert.equal(
+    rows,
+    ['1', '2', '3', '4', '5', '6'].map((digit) => ({
+      digit,
+      trace: digit.repeat(32),
+      events: 2,
+      ms: 1_700_000_000_000 + Number(digit),
+    })),
+  )
+  await until(() => new Set(heard).size === 6)
+  subscription.unsubscribe()
 })
 
 test('another producer may send one event, or several with U+001E between them', async () => {

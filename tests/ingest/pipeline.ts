@@ -4,8 +4,8 @@ import { sql } from 'drizzle-orm'
 import { readQueue } from '../../src/broker/queue.ts'
 import type { Config } from '../../src/config.ts'
 import type { OutgoingEvent } from '../../src/ingest/event.ts'
-import { pack } from '../../src/ingest/parcel.ts'
-import { createPublisher } from '../../src/ingest/publish.ts'
+import { messageOf } from '../../src/ingest/parcel.ts'
+import { createPublisher, store } from '../../src/ingest/publish.ts'
 import type { Servers } from '../servers.ts'
 import { startService, until } from '../service.ts'
 
@@ -32,6 +32,8 @@ export function outgoing(id: string, over: Record<string, unknown> = {}): Outgoi
     receivedMs: Date.now(),
     traceparent: TRACEPARENT,
     commitReply: '',
+    seq: 0,
+    place: 0,
   }
 }
 
@@ -52,9 +54,19 @@ export async function startPipeline(servers: Servers, over: Partial<Config> = {}
     ...service,
     publisher,
     /** Each in a message to itself. */
-    publish: (...events: OutgoingEvent[]) => publisher.publish(events.map((event) => [event])),
+    publish: async (...events: OutgoingEvent[]) => {
+      const [first] = await store(
+        broker,
+        events.map((event) => messageOf([event])),
+        5_000,
+      )
+      return first!
+    },
     /** As one request. */
-    publishTogether: (...events: OutgoingEvent[]) => publisher.publish(pack(events)),
+    publishTogether: async (...events: OutgoingEvent[]) => {
+      await publisher.publish(events)
+      return events[0]!.seq
+    },
     rows,
     letters,
     failedBatches: async () =>

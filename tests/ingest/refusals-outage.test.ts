@@ -11,7 +11,8 @@ import { CONSUMER, ensureStream, STREAM } from '../../src/broker/streams.ts'
 import { DEAD_LETTERS, startJobs } from '../../src/db/jobs.ts'
 import { consume } from '../../src/ingest/consume.ts'
 import { deadLetterId } from '../../src/ingest/dead-letters.ts'
-import { createPublisher } from '../../src/ingest/publish.ts'
+import { messageOf } from '../../src/ingest/parcel.ts'
+import { store } from '../../src/ingest/publish.ts'
 import { startTelemetry } from '../../src/telemetry/telemetry.ts'
 import { startServers, startTestPostgres } from '../servers.ts'
 import { until } from '../service.ts'
@@ -25,7 +26,6 @@ const telemetry = await startTelemetry({ log }, config, 'millrace-test')
 await ensureStream(broker, config)
 const jobs = await startJobs(config.DATABASE_URL)
 let { postgres } = servers
-const publisher = createPublisher({ broker, telemetry }, config)
 test.after(async () => {
   await jobs.stop()
   await telemetry.stop()
@@ -54,7 +54,11 @@ const idle = () => until(async () => (await readQueue(broker)).depth === 0)
 test('an outage of Postgres and restarts of the worker use no attempt up', async () => {
   config.RETRY_DELAY_MS = 300
   let stop = startWorker()
-  await publisher.publish([[outgoing('good')], [poison('bad')]])
+  await store(
+    broker,
+    [outgoing('good'), poison('bad')].map((event) => messageOf([event])),
+    5_000,
+  )
   await until(async () => (await jobsOf('failed-batches')).length === 1)
   postgres.process.kill('SIGKILL')
   await once(postgres.process, 'exit')
@@ -87,7 +91,7 @@ test('an outage of Postgres and restarts of the worker use no attempt up', async
 test('a letter whose termination was lost on the way is not written again, even after it was discarded', async () => {
   config.RETRY_DELAY_MS = 10
   await db.execute(sql`delete from pgboss.job where name in ('dead-letters', 'failed-batches')`)
-  const seq = await publisher.publish([[poison('lost')]])
+  const [seq] = (await store(broker, [messageOf([poison('lost')])], 5_000)) as [number]
   // As if the worker had died between its COMMIT and its answer, and an operator had been quicker than the redelivery.
   const { time } = (await broker.jsm.direct.getMessage(STREAM, { seq }))!
   const nanos = (await broker.jsm.streams.getMessage(STREAM, { seq }))!.timestamp.match(/\.(\d+)Z/)![1]!.padEnd(9, '0')

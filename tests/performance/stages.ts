@@ -17,7 +17,8 @@ import { type Broker, connectBroker } from '../../src/broker/connect.ts'
 import { CONSUMER, ensureStream, STREAM } from '../../src/broker/streams.ts'
 import { loadConfig } from '../../src/config.ts'
 import type { OutgoingEvent } from '../../src/ingest/event.ts'
-import { BATCH_MESSAGES_MAX, createPublisher, type Publisher } from '../../src/ingest/publish.ts'
+import { messageOf } from '../../src/ingest/parcel.ts'
+import { BATCH_MESSAGES_MAX, createPublisher, type Publisher, store } from '../../src/ingest/publish.ts'
 import { startTelemetry } from '../../src/telemetry/telemetry.ts'
 import { positive } from './environment.ts'
 import { type Comparison, type Measured, STAGES, type Stage } from './gains.ts'
@@ -75,6 +76,8 @@ function makeEvent(source: string, n: number): OutgoingEvent {
     receivedMs: Date.now(),
     traceparent: '',
     commitReply: '',
+    seq: 0,
+    place: 0,
   }
 }
 
@@ -83,14 +86,19 @@ async function publishLight(publisher: Publisher): Promise<void> {
   const startedAt = performance.now()
   for (let n = 0; n < LIGHT_EVENTS_PER_S * lightSeconds; n++) {
     await pause(Math.max(0, startedAt + (n * 1_000) / LIGHT_EVENTS_PER_S - performance.now()))
-    await publisher.publish([[makeEvent('light', n)]])
+    await publisher.publish([makeEvent('light', n)])
   }
 }
 
-async function publishBacklog(publisher: Publisher): Promise<void> {
+/** Each event in a message to itself, as the stages count messages. */
+async function publishBacklog(broker: Broker): Promise<void> {
   for (let from = 0; from < backlog; from += BATCH_MESSAGES_MAX) {
     const count = Math.min(BATCH_MESSAGES_MAX, backlog - from)
-    await publisher.publish(Array.from({ length: count }, (_, i) => [makeEvent('backlog', from + i)]))
+    await store(
+      broker,
+      Array.from({ length: count }, (_, i) => messageOf([makeEvent('backlog', from + i)])),
+      60_000,
+    )
   }
 }
 
@@ -141,7 +149,7 @@ async function runStage({ dir, logFolder, postgres }: Rig, stage: Stage, round: 
   await worker.stop()
   const [latency] = await once(databaseUrl, readLatency)
 
-  await publishBacklog(publisher)
+  await publishBacklog(broker)
   const messagesBefore = await workerMessages(nats.monitor)
   const commitsBefore = (await once(admin, readCommits, [name]))[0]!.commits
   let pulls = 0
