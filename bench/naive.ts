@@ -5,7 +5,9 @@ import Koa from 'koa'
 import pg from 'pg'
 
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 })
-await pool.query('drop table if exists naive_events; create table naive_events (like events including defaults, primary key (source, id))')
+await pool.query(
+  'drop table if exists naive_events; create table naive_events (like events including defaults, primary key (source, id))',
+)
 const app = new Koa()
 app.use(async (ctx) => {
   const chunks: Buffer[] = []
