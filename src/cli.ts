@@ -85,6 +85,10 @@ const groups = {
     says: 'who may use the API: make, list, rotate and revoke keys',
     load: async () => (await import('./commands/keys.ts')).keysCommand(),
   },
+  retention: {
+    says: 'stored events: how old, how large, archive and drop',
+    load: async () => (await import('./commands/retention.ts')).retentionCommand(),
+  },
   audit: {
     says: 'who did what: every act of an operator',
     load: async () => (await import('./commands/audit.ts')).auditCommand(),

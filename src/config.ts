@@ -116,6 +116,21 @@ const variables = {
   MAX_ACK_PENDING: number(1_000, 1, 100_000, 'unacknowledged messages per worker'),
   RETRY_DELAY_MS: number(1_000, 1, 600_000, 'ms before a failed batch is delivered again; doubles with each attempt'),
 
+  EVENTS_PARTITION_DAYS: number(
+    7,
+    1,
+    366,
+    'days of events per partition, for partitions yet to be made; what is dropped at once',
+  ),
+  EVENTS_RETENTION_DAYS: number(
+    0,
+    0,
+    36_500,
+    'days after which events are archived and dropped, whole partitions at a time; 0 keeps them',
+  ),
+  ARCHIVE_DIR: text('', 'folder for archives of dropped events, kept and shared by all workers; none: drop without'),
+  WORKFLOW_RETENTION_DAYS: number(0, 0, 36_500, 'days after their end that workflow runs are kept; 0 keeps them'),
+
   OTEL_EXPORTER_OTLP_ENDPOINT: text(
     '',
     'OTLP/HTTP collector for traces, such as http://127.0.0.1:4318; empty: no traces',

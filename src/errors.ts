@@ -9,6 +9,7 @@ export type ErrorCode =
   | 'unsupported_media_type'
   | 'too_large'
   | 'not_found'
+  | 'archived'
   | 'unauthenticated'
   | 'forbidden'
   | 'rate_limited'

@@ -101,7 +101,7 @@ async function attempt<T>(
 
 async function reachPostgres(config: Config): Promise<void> {
   try {
-    await migrateDatabase(config.DATABASE_URL)
+    await migrateDatabase(config.DATABASE_URL, config.EVENTS_PARTITION_DAYS)
   } catch (error) {
     if (isOutage(error)) throw new Away(undefined, { cause: error })
     throw databaseRefused(error) ?? error

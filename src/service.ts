@@ -15,6 +15,7 @@ import { serveWorkerProbes, startApi } from './ingest/api.ts'
 import { consume } from './ingest/consume.ts'
 import { createPublisher } from './ingest/publish.ts'
 import { reachServers } from './reach-servers.ts'
+import { watchGrowth } from './retention/watch.ts'
 import { withLocalJaeger } from './telemetry/jaeger.ts'
 import { createLog } from './telemetry/log.ts'
 import { startTelemetry, type Telemetry } from './telemetry/telemetry.ts'
@@ -122,10 +123,14 @@ async function runWorker(
   const deps = { db: database.db, broker, jobs, log, telemetry }
   const engine = await openEngine(config, { database, ...deps }, workflows)
   const stopSchedules = await watchSchedules(engine)
+  const stopGrowth = await watchGrowth(deps, config, signal)
   const probes = door === undefined ? undefined : await serveWorkerProbes(deps, config, door)
   log.info({ pool: config.WORKER_POOL_SIZE, port: door?.port, workflows: workflows.map(codeOf) }, 'pulling')
   signal.addEventListener('abort', () => log.info('stopping'), { once: true })
-  await Promise.all([consume(deps, config, signal), aborted(signal).then(stopSchedules).then(engine.stop)])
+  await Promise.all([
+    consume(deps, config, signal),
+    aborted(signal).then(stopGrowth).then(stopSchedules).then(engine.stop),
+  ])
   await door?.close()
   probes?.close()
   await jobs.stop()

@@ -12,6 +12,10 @@ export const DEAD_LETTERS = 'dead-letters'
 export const DEAD_RUNS = 'dead-runs'
 /** One waiting job for each schedule of workflows: it rings at the schedule's next time. */
 export const SCHEDULE_RINGS = 'schedule-rings'
+/** Rings each hour for whoever makes the next partitions of `events`. */
+export const PARTITIONS = 'partitions'
+/** Rings each hour for whoever archives and drops what is older than it shall be. */
+export const RETENTION = 'retention'
 
 const YEAR_SECONDS = 365 * 24 * 3600
 
@@ -31,6 +35,17 @@ const QUEUES: Queue[] = [
     expireInSeconds: 60,
     retryLimit: 100,
     retryDelay: 2,
+  },
+  { name: PARTITIONS, policy: 'short', retentionSeconds: 3600, deleteAfterSeconds: 7 * 24 * 3600, retryLimit: 3 },
+  {
+    name: RETENTION,
+    policy: 'short',
+    retentionSeconds: 3600,
+    deleteAfterSeconds: 30 * 24 * 3600,
+    // As long as the largest partition may take; an advisory lock keeps a second one away.
+    expireInSeconds: 12 * 3600,
+    retryLimit: 3,
+    retryDelay: 60,
   },
 ]
 

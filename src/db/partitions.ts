@@ -21,10 +21,10 @@ const LOCK_WAIT_MS = 2_000
 const LOCK_NOT_AVAILABLE = '55P03'
 
 /** @property from, to  in ms since 1970, `to` not included; -Infinity for the first */
-type Partition = { name: string; from: number; to: number }
+export type Partition = { name: string; from: number; to: number }
 
 /** All but events_default, oldest first. */
-async function listPartitions(client: pg.ClientBase): Promise<Partition[]> {
+export async function listPartitions(client: pg.ClientBase): Promise<Partition[]> {
   const { rows } = await client.query<{ name: string; from: number; to: number }>(`
     select c.relname as name,
       extract(epoch from coalesce((regexp_match(bound, 'FROM \\(''([^'']+)'))[1], '-infinity')::timestamptz)::float8 * 1000 as "from",

@@ -404,5 +404,20 @@ export const audit = pgTable(
   (table) => [index('audit_by_tenant').on(table.tenant, table.seq)],
 )
 
+/** Partitions of `events` that retention took away. Until `done_at` the rows are in the table `archiving_<n>`. */
+export const eventArchives = pgTable('event_archives', {
+  n: integer().primaryKey().generatedAlwaysAsIdentity(),
+  /** Of `published_at`, `upper` not included; null: from the beginning. */
+  lower: instant('lower'),
+  upper: instant('upper').notNull(),
+  detachedAt: instant('detached_at').notNull().default(sql`clock_timestamp()`),
+  rows: bigint({ mode: 'number' }),
+  /** In ARCHIVE_DIR; null: dropped without an archive, as ARCHIVE_DIR=none says. */
+  file: text(),
+  bytes: bigint({ mode: 'number' }),
+  sha256: text(),
+  doneAt: instant('done_at'),
+})
+
 /** Migrations after which older processes cannot work: a process refuses to start where it does not know one of them. */
 export const schemaBreaks = pgTable('schema_breaks', { migration: text().primaryKey() })

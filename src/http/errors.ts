@@ -13,6 +13,7 @@ const STATUS: Partial<Record<ErrorCode, number>> = {
   not_found: 404,
   request_timeout: 408,
   conflict: 409,
+  archived: 410,
   too_large: 413,
   unsupported_media_type: 415,
   rate_limited: 429,

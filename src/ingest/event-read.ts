@@ -94,13 +94,31 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
     const { rows } = await db.execute<Row>(sql`
       select ${shown} from event_ids join events using (published_at, stream_seq, stream_place)
       where key = event_key('default', ${source}, ${id})`)
-    if (rows[0] === undefined)
-      throw new MillraceError('not_found', 'No such event is committed; it may wait in the stream or be a dead letter')
+    if (rows[0] === undefined) throw await missing(db, source, id)
     ctx.type = 'application/json'
     ctx.body = rows[0].shown
   })
 
   return { router, paths }
+}
+
+/** Its identity outlives its row: retention has archived that, or is about to. */
+async function missing(db: Database, source: string, id: string): Promise<MillraceError> {
+  const { rows } = await db.execute<{ published_at: string; files: string[] }>(sql`
+    select to_char(published_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as published_at,
+      array(select file from event_archives
+            where coalesce(lower, '-infinity') <= published_at and published_at < upper and file is not null order by n) as files
+    from event_ids where key = event_key('default', ${source}, ${id})`)
+  if (rows[0] === undefined)
+    return new MillraceError('not_found', 'No such event is committed; it may wait in the stream or be a dead letter')
+  const { published_at, files } = rows[0]
+  return new MillraceError(
+    'archived',
+    'The event is older than events are kept; its identity stays, so sent again it is a duplicate',
+    {
+      details: { published_at, archives: files },
+    },
+  )
 }
 
 /** One row more than the limit, which tells whether there is a next page. */
@@ -176,6 +194,7 @@ const paths = {
         200: ['the event', storedEvent],
         400: ['source or id is wrong', problem],
         404: ['not committed', problem],
+        410: ['committed once, and archived since: older than events are kept', problem],
         503: ['Postgres is away', problem],
       }),
     },

@@ -8,6 +8,8 @@ import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporte
 import { type IMetricReader, MeterProvider, PeriodicExportingMetricReader } from '@opentelemetry/sdk-metrics'
 import type { QueueState } from '../broker/queue.ts'
 import type { Config } from '../config.ts'
+import type { Growth } from '../db/growth.ts'
+
 import { createLatencyHistograms } from './latency.ts'
 import type { PoolReport } from './pool.ts'
 import { observeProcess } from './process.ts'
@@ -135,6 +137,27 @@ export async function startMetrics(config: Pick<Config, 'OTEL_EXPORTER_OTLP_METR
           result.observe(unacknowledged, state.unacknowledged)
         },
         [depth, lag, unacknowledged],
+      )
+    },
+    /** What is stored, the same in every process. Reads sizes, no rows. */
+    observeGrowth: (read: () => Promise<Growth>) => {
+      const events = gauge('events_bytes', 'Size of all partitions of events with their indexes', 'By')
+      const identities = gauge('event_identities_bytes', 'Size of the identities, which are kept for ever', 'By')
+      const partitions = gauge('event_partitions', 'Partitions of events')
+      const oldest = gauge('event_partition_oldest_seconds', 'Age of the oldest partition', 's')
+      const ahead = gauge('event_partition_ahead_seconds', 'Until the end of the newest partition', 's')
+      const strays = gauge('events_without_partition', 'Rows in the default partition, to be moved')
+      meter.addBatchObservableCallback(
+        async (result) => {
+          const growth = await read()
+          result.observe(events, growth.eventBytes)
+          result.observe(identities, growth.identityBytes)
+          result.observe(partitions, growth.partitions)
+          if (growth.oldestSeconds !== null) result.observe(oldest, growth.oldestSeconds)
+          result.observe(ahead, growth.aheadSeconds)
+          result.observe(strays, growth.strays)
+        },
+        [events, identities, partitions, oldest, ahead, strays],
       )
     },
     observePool: (read: () => PoolReport) => {
