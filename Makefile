@@ -4,7 +4,7 @@ NODE := node_modules/.bin/node
 # The condition makes `import ... from 'millrace'` in examples/ mean this checkout's sources.
 MILLRACE := bin/millrace
 .DEFAULT_GOAL := help
-.PHONY: help install test test-faults soak check demo dev jaeger replay-dead-letters bench bench-workflows clean
+.PHONY: help install test test-faults soak check demo dev jaeger replay-dead-letters bench bench-scale bench-workflows clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ replay-dead-letters: install ## publish every open dead letter again (ARGS='--ty
 bench: install ## throughput and latency beside the direct limit and a naive peer
 	$(NODE) bench/ingest.ts
 	$(NODE) bench/tracing.ts
+
+bench-scale: install ## how throughput grows with processes, predicted and measured
+	$(NODE) bench/scale.ts
 
 # The peers are no dependencies of the product: they have a package.json and a lock file of their own.
 bench/workflows/node_modules/.installed: bench/workflows/package-lock.json

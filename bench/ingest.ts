@@ -106,7 +106,7 @@ async function load(
   const connections = eventsPerRequest === 1 ? 256 : eventsPerRequest === 10 ? 64 : 16
   return runNode<LoadResult>([
     'bench/load.ts',
-    JSON.stringify({ port, path, run, eventsPerRequest, connections, seconds: forSeconds }),
+    JSON.stringify({ ports: [port], path, run, eventsPerRequest, connections, seconds: forSeconds }),
   ])
 }
 

@@ -6,13 +6,23 @@
 import { connect, type Socket } from 'node:net'
 import { sampleEvent } from './sample.ts'
 
-type Order = { port: number; path: string; run: string; eventsPerRequest: number; connections: number; seconds: number }
+/** Connections go to the ports in turn. */
+type Order = {
+  ports: number[]
+  path: string
+  run: string
+  eventsPerRequest: number
+  connections: number
+  seconds: number
+}
 export type LoadResult = {
   sent: number
   accepted: number
   requests: number
   refused: number
   seconds: number
+  /** What the generator itself cost. */
+  cpuMs: number
   p50Ms: number
   p99Ms: number
 }
@@ -66,14 +76,15 @@ function drive(socket: Socket): Promise<void> {
 }
 
 await Promise.all(
-  Array.from({ length: order.connections }, async () => {
-    const socket = connect(order.port, '127.0.0.1')
+  Array.from({ length: order.connections }, async (_, n) => {
+    const socket = connect(order.ports[n % order.ports.length]!, '127.0.0.1')
     socket.setNoDelay(true)
     await new Promise((resolve, reject) => socket.once('connect', resolve).once('error', reject))
     await drive(socket)
   }),
 )
 latenciesMs.sort((a, b) => a - b)
+const { user, system } = process.cpuUsage()
 const percentile = (p: number) => latenciesMs[Math.min(latenciesMs.length - 1, Math.floor(latenciesMs.length * p))] ?? 0
 const result: LoadResult = {
   sent: next,
@@ -81,6 +92,7 @@ const result: LoadResult = {
   refused,
   requests: latenciesMs.length,
   seconds: (performance.now() - startedAt) / 1_000,
+  cpuMs: (user + system) / 1_000,
   p50Ms: percentile(0.5),
   p99Ms: percentile(0.99),
 }

@@ -6,7 +6,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 
 /** Linux counts CPU time in ticks of 10 ms for every process. */
-const TICK_MS = 10
+export const TICK_MS = 10
 
 export type Meter = { cpuMs: () => number; memoryPeakBytes: () => number }
 

@@ -94,7 +94,7 @@ async function turn({ db, broker, port, cpuMs }: Service, run: string): Promise<
   await db.query('truncate events, event_ids, batches')
   const before = cpuMs()
   const order = {
-    port,
+    ports: [port],
     path: '/v1/events',
     eventsPerRequest,
     connections: eventsPerRequest === 1 ? 128 : 16,
