@@ -70,7 +70,7 @@ function readMigrations(): Migration[] {
  * Each migration in its own transaction, so that none holds locks for another.
  * @param last  the tag to stop after; all by default
  */
-async function applyMigrations(client: pg.ClientBase, last?: string): Promise<void> {
+export async function applyMigrations(client: pg.ClientBase, last?: string): Promise<void> {
   await client.query('create schema if not exists drizzle')
   await client.query(`create table if not exists drizzle.__drizzle_migrations (
     id serial primary key, hash text not null, created_at bigint)`)
