@@ -28,6 +28,7 @@ function batch(): Parcel[] {
       receivedMs: Date.now(),
       traceparent: traceparentOf(first),
       commitReply: '',
+      tenant: 'default',
       place: 0,
       events: PARCEL,
       bytes: Buffer.from(texts.join('\x1e')),

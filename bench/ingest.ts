@@ -177,7 +177,18 @@ async function drain(): Promise<Case> {
             const payload = sampleEvent('b', index)
             const { id, source, type } = JSON.parse(payload)
             const traceparent = traceparentOf(index)
-            return { id, source, type, payload, receivedMs: Date.now(), traceparent, commitReply: '', seq: 0, place: 0 }
+            return {
+              id,
+              source,
+              type,
+              payload,
+              receivedMs: Date.now(),
+              traceparent,
+              commitReply: '',
+              tenant: 'default',
+              seq: 0,
+              place: 0,
+            }
           }),
         ),
       ),

@@ -69,7 +69,7 @@ export function deadLettersCommand(): Command {
     .description('one dead letter whole, with the history of its event')
     .action(async (id: string) =>
       withDatabase(async (db) => {
-        const letter = await showLetter(db, id)
+        const letter = await showLetter(db, null, id)
         if (letter === undefined) throw new MillraceError('not_found', `There is no dead letter ${id}`)
         console.log(JSON.stringify(letter, null, 2))
       }),
@@ -103,6 +103,7 @@ const stateOf = (name: string) => (name === 'all' ? undefined : (name as LetterS
 function filtered(command: Command, description: string): Command {
   return command
     .description(`${description}; ids are those of dead letters or of events`)
+    .option('--tenant <tenant>', 'of this tenant')
     .option('--type <type>', 'of this event type')
     .option('--source <source>', 'of this event source')
     .option('--code <code>', 'refused with this SQLSTATE, or `unreadable`')
@@ -119,8 +120,8 @@ function handling(command: Command, description: string): Command {
     .option('--by <name>', 'on whose behalf, for the audit trail')
 }
 
-function filterOf(ids: string[], { type, source, code, from, to }: FilterOptions): LetterFilter {
-  return { type, source, code, from, to, ...(ids.length === 0 ? {} : { ids }) }
+function filterOf(ids: string[], { tenant, type, source, code, from, to }: FilterOptions): LetterFilter {
+  return { tenant, type, source, code, from, to, ...(ids.length === 0 ? {} : { ids }) }
 }
 
 function handlingOf(ids: string[], options: HandleOptions) {

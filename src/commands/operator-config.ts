@@ -16,4 +16,8 @@ export async function operatorConfig(): Promise<Config> {
 }
 
 /** Who types, as the audit trail names them. */
-export const atTerminal = (): Actor => ({ actor: `cli ${userInfo().username}`, keyId: null, tenant: OPERATOR_TENANT })
+export const atTerminal = (tenant = OPERATOR_TENANT): Actor => ({
+  actor: `cli ${userInfo().username}`,
+  keyId: null,
+  tenant,
+})

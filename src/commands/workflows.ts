@@ -62,7 +62,7 @@ function lookCommands(command: Command): void {
     .action(async ({ status, json: asJson, ...filter }: ListOptions) =>
       withEngine(async (engine) => {
         const statuses = status === undefined ? {} : { status: status.split(',') }
-        const { runs, next } = await listRuns(engine.control.pool, { ...filter, ...statuses })
+        const { runs, next } = await listRuns(engine.control, { ...filter, ...statuses })
         if (asJson) return runs.forEach(printJson)
         table(
           ['run', 'workflow', 'id', 'status', 'started', 'took', ''],
@@ -84,7 +84,7 @@ function lookCommands(command: Command): void {
     .command('show <run>')
     .description('one run whole, as JSON; by its own id or the id it was started under')
     .action((id: string) =>
-      withEngine(async (engine) => console.log(JSON.stringify(await getRun(engine.control.pool, id), null, 2))),
+      withEngine(async (engine) => console.log(JSON.stringify(await getRun(engine.control, id), null, 2))),
     )
 
   command
@@ -94,8 +94,8 @@ function lookCommands(command: Command): void {
     .action((id: string, options: { export?: boolean }) =>
       withEngine(async (engine) => {
         const { pool } = engine.control
-        if (options.export) return console.log(JSON.stringify(await exportHistory(pool, id), null, 2))
-        const run = await getRun(pool, id)
+        if (options.export) return console.log(JSON.stringify(await exportHistory(engine.control, id), null, 2))
+        const run = await getRun(engine.control, id)
         console.log(`${run.name} ${run.id ?? run.runId} ${coloured(run.status)}`)
         const rows: string[][] = []
         for (let after: number | null = -2; after !== null; ) {
@@ -113,7 +113,7 @@ function lookCommands(command: Command): void {
     .description('waits for the end and prints the result; exits with 1 if the run failed')
     .option('--wait <time>', 'at most so long, such as 30s', milliseconds)
     .action((id: string, { wait }: { wait?: number }) =>
-      withEngine(async (engine) => printResult(engine, (await getRun(engine.control.pool, id)).runId, wait ?? null)),
+      withEngine(async (engine) => printResult(engine, (await getRun(engine.control, id)).runId, wait ?? null)),
     )
 }
 
@@ -174,7 +174,7 @@ function steerCommands(command: Command): void {
       .description(description)
       .action((id: string) =>
         withEngine(async ({ control }) => {
-          const { runId } = await getRun(control.pool, id)
+          const { runId } = await getRun(control, id)
           console.log((await act(control, runId)) ?? runId)
         }),
       )
@@ -184,7 +184,7 @@ function steerCommands(command: Command): void {
     .description('sends a signal; the payload is JSON, or @file')
     .action((id: string, name: string, payload: string | undefined) =>
       withEngine(async ({ control }) => {
-        const { runId } = await getRun(control.pool, id)
+        const { runId } = await getRun(control, id)
         await signalRun(control, runId, name, payload === undefined ? undefined : json(payload))
       }),
     )
@@ -202,7 +202,7 @@ function steerCommands(command: Command): void {
     .option('--code <version>', 'version of the code')
     .action((id: string, { from, code }: { from: number | string; code?: string }) =>
       withEngine(async ({ control }) => {
-        const { runId } = await getRun(control.pool, id)
+        const { runId } = await getRun(control, id)
         console.log(await restartFrom(control, runId, { from, version: code }))
       }),
     )

@@ -18,6 +18,9 @@ import {
   uuid,
 } from 'drizzle-orm/pg-core'
 
+/** Whose row it is (docs/security.md). */
+const tenant = () => text().notNull().default('default')
+
 const instant = (name: string) => timestamp(name, { withTimezone: true, precision: 6 })
 
 /**
@@ -97,6 +100,7 @@ export const deadLetterAudit = pgTable(
     actor: text().notNull(),
     at: instant('at').notNull().default(sql`clock_timestamp()`),
     detail: jsonb(),
+    tenant: tenant(),
   },
   (table) => [
     // Hash, because what a stranger puts on the stream may carry an id longer than a B-tree takes.
@@ -156,9 +160,12 @@ export const workflowRuns = pgTable(
     holds: boolean().notNull().default(false),
     createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
     finishedAt: instant('finished_at'),
+    tenant: tenant(),
   },
   (table) => [
-    uniqueIndex('workflow_runs_by_id').on(table.id, table.generation).where(sql`${table.id} is not null`),
+    uniqueIndex('workflow_runs_by_name')
+      .on(table.id, table.tenant, table.generation)
+      .where(sql`${table.id} is not null`),
     index('workflow_runs_queued').on(table.queue, table.priority, table.runId).where(sql`${table.status} = 'queued'`),
     index('workflow_runs_running').on(table.worker).where(sql`${table.status} = 'running'`),
     index('workflow_runs_chain').on(table.chainId).where(sql`${table.chainId} is not null`),
@@ -240,9 +247,10 @@ export const workflowMailboxes = pgTable(
     /** The last events, oldest first: number, source, id, time. */
     mail: jsonb().notNull().default([]),
     touchedAt: instant('touched_at').notNull().default(sql`clock_timestamp()`),
+    tenant: tenant(),
   },
   (table) => [
-    primaryKey({ columns: [table.type, table.key, table.path] }),
+    primaryKey({ name: 'workflow_mailboxes_pk', columns: [table.type, table.key, table.path, table.tenant] }),
     index('workflow_mailboxes_by_time').on(table.touchedAt),
   ],
 )
@@ -260,6 +268,8 @@ export const workflowWaits = pgTable(
     mailNumber: bigint('mail_number', { mode: 'number' }),
     source: text(),
     eventId: text('event_id'),
+    /** The run's own, so that an event need not look at it. */
+    tenant: tenant(),
   },
   (table) => [
     primaryKey({ columns: [table.runId, table.pos] }),
@@ -287,15 +297,21 @@ export const eventSchemas = pgTable(
     version: integer().notNull(),
     schema: jsonb().notNull(),
     updatedAt: instant('updated_at').notNull().default(sql`clock_timestamp()`),
+    tenant: tenant(),
   },
-  (table) => [primaryKey({ columns: [table.type, table.version] })],
+  (table) => [primaryKey({ name: 'event_schemas_pk', columns: [table.type, table.version, table.tenant] })],
 )
 
 /** What happens to an event that its schema refuses; `strict` where a type has no row. */
-export const eventSchemaModes = pgTable('event_schema_modes', {
-  type: text().primaryKey(),
-  mode: text({ enum: ['strict', 'warn', 'off'] }).notNull(),
-})
+export const eventSchemaModes = pgTable(
+  'event_schema_modes',
+  {
+    type: text().notNull(),
+    mode: text({ enum: ['strict', 'warn', 'off'] }).notNull(),
+    tenant: tenant(),
+  },
+  (table) => [primaryKey({ name: 'event_schema_modes_pk', columns: [table.type, table.tenant] })],
+)
 
 /** The code that workers have loaded: what a start by name needs to know. */
 export const workflowDefinitions = pgTable(
@@ -326,34 +342,39 @@ export const workflowQueues = pgTable('workflow_queues', {
 })
 
 /** What starts runs at set times. A pg-boss job per schedule rings at `next_at` (workflow/schedules.ts). */
-export const workflowSchedules = pgTable('workflow_schedules', {
-  name: text().primaryKey(),
-  workflow: text().notNull(),
-  /** null: the newest at the time of the start */
-  version: text(),
-  input: json(),
-  /** queue, priority, concurrencyKey, timeout and attributes of its runs */
-  options: jsonb().notNull().default({}),
-  cron: text(),
-  everyMs: bigint('every_ms', { mode: 'number' }),
-  timezone: text().notNull().default('UTC'),
-  overlap: text({ enum: ['skip', 'buffer', 'allow', 'cancel', 'terminate'] }).notNull(),
-  /** A time missed by more (all workers were down) is passed over. */
-  catchUpMs: bigint('catch_up_ms', { mode: 'number' }).notNull(),
-  paused: boolean().notNull().default(false),
-  /** One more at every change; a ring of an older revision does nothing. */
-  revision: integer().notNull().default(1),
-  nextAt: instant('next_at').notNull(),
-  /** Its runs that may still be open. */
-  running: uuid().array().notNull().default([]),
-  /** A time that waits for the open run to end. */
-  bufferedAt: instant('buffered_at'),
-  lastAt: instant('last_at'),
-  lastRunId: uuid('last_run_id'),
-  started: bigint({ mode: 'number' }).notNull().default(0),
-  skipped: bigint({ mode: 'number' }).notNull().default(0),
-  createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
-})
+export const workflowSchedules = pgTable(
+  'workflow_schedules',
+  {
+    name: text().notNull(),
+    workflow: text().notNull(),
+    /** null: the newest at the time of the start */
+    version: text(),
+    input: json(),
+    /** queue, priority, concurrencyKey, timeout and attributes of its runs */
+    options: jsonb().notNull().default({}),
+    cron: text(),
+    everyMs: bigint('every_ms', { mode: 'number' }),
+    timezone: text().notNull().default('UTC'),
+    overlap: text({ enum: ['skip', 'buffer', 'allow', 'cancel', 'terminate'] }).notNull(),
+    /** A time missed by more (all workers were down) is passed over. */
+    catchUpMs: bigint('catch_up_ms', { mode: 'number' }).notNull(),
+    paused: boolean().notNull().default(false),
+    /** One more at every change; a ring of an older revision does nothing. */
+    revision: integer().notNull().default(1),
+    nextAt: instant('next_at').notNull(),
+    /** Its runs that may still be open. */
+    running: uuid().array().notNull().default([]),
+    /** A time that waits for the open run to end. */
+    bufferedAt: instant('buffered_at'),
+    lastAt: instant('last_at'),
+    lastRunId: uuid('last_run_id'),
+    started: bigint({ mode: 'number' }).notNull().default(0),
+    skipped: bigint({ mode: 'number' }).notNull().default(0),
+    createdAt: instant('created_at').notNull().default(sql`clock_timestamp()`),
+    tenant: tenant(),
+  },
+  (table) => [primaryKey({ name: 'workflow_schedules_pk', columns: [table.name, table.tenant] })],
+)
 
 /**
  * Who may do what. Of a key's secret there is only the hash; a key that ended stays, so that audit rows go on naming it.

@@ -112,7 +112,9 @@ export function createCommitWait(
 
 /** Writes what Postgres knows of these events into their outcomes; returns of how many it knows. */
 async function findFate(db: Database, events: AwaitedEvent[], alsoDead: boolean): Promise<number> {
-  const keys = JSON.stringify(events.map(({ source, id, seq, place }, n) => ({ source, id, seq, place, n })))
+  const keys = JSON.stringify(
+    events.map(({ tenant, source, id, seq, place }, n) => ({ tenant, source, id, seq, place, n })),
+  )
   const { rows } = await db.execute<{ n: number; ours: boolean | null }>(
     alsoDead ? rowsOrDeadLetters(keys) : rowsOf(keys),
   )
@@ -123,16 +125,16 @@ async function findFate(db: Database, events: AwaitedEvent[], alsoDead: boolean)
 
 const rowsOf = (keys: string) => sql`
   select wanted.n, (stored.stream_seq, stored.stream_place) = (wanted.seq, wanted.place) as ours
-  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int, n int)
-  join event_ids as stored on stored.key = event_key('default', wanted.source, wanted.id)`
+  from jsonb_to_recordset(${keys}::jsonb) as wanted(tenant text, source text, id text, seq bigint, place int, n int)
+  join event_ids as stored on stored.key = event_key(wanted.tenant, wanted.source, wanted.id)`
 
 /** A dead letter's audit row names the delivery by its sequence and place: an earlier event of the same identity is not this one. */
 const rowsOrDeadLetters = (keys: string) => sql`
   select wanted.n, (stored.stream_seq, stored.stream_place) = (wanted.seq, wanted.place) as ours
-  from jsonb_to_recordset(${keys}::jsonb) as wanted(source text, id text, seq bigint, place int, n int)
-  left join event_ids as stored on stored.key = event_key('default', wanted.source, wanted.id)
+  from jsonb_to_recordset(${keys}::jsonb) as wanted(tenant text, source text, id text, seq bigint, place int, n int)
+  left join event_ids as stored on stored.key = event_key(wanted.tenant, wanted.source, wanted.id)
   where stored.key is not null or exists (
     select from dead_letter_audit as audit
-    where audit.source = wanted.source and audit.event_id = wanted.id and audit.action = 'recorded'
+    where audit.tenant = wanted.tenant and audit.source = wanted.source and audit.event_id = wanted.id and audit.action = 'recorded'
       and audit.detail->'streamSeq' = to_jsonb(wanted.seq)
       and coalesce((audit.detail->>'streamPlace')::int, 0) = wanted.place)`

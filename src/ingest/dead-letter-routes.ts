@@ -60,17 +60,17 @@ export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Confi
 
   router.get('/v1/dead-letters', async (ctx) => {
     const { state, limit, before, ...query } = readList(ctx.query)
-    const letters = await listLetters(deps.db, filterOf(query), { state: stateOf(state), limit, before })
+    const letters = await listLetters(deps.db, filterOf(ctx, query), { state: stateOf(state), limit, before })
     ctx.body = { dead_letters: letters, next: letters.length === limit ? letters.at(-1)!.seq : null }
   })
 
   router.get('/v1/dead-letters/causes', async (ctx) => {
     const { state, ...query } = readFilter(ctx.query)
-    ctx.body = { causes: await countCauses(deps.db, filterOf(query), stateOf(state)) }
+    ctx.body = { causes: await countCauses(deps.db, filterOf(ctx, query), stateOf(state)) }
   })
 
   router.get('/v1/dead-letters/:id', async (ctx) => {
-    const letter = await showLetter(deps.db, readId(ctx.params).id)
+    const letter = await showLetter(deps.db, ctx.state.caller.tenant, readId(ctx.params).id)
     if (letter === undefined) throw new MillraceError('not_found', 'There is no such dead letter')
     ctx.body = letter
   })
@@ -93,10 +93,12 @@ export function deadLetterRoutes(deps: Omit<ReplayDeps, 'config'>, config: Confi
   return { router, paths }
 }
 
+type Asked = { state: RequestState }
+
 const stateOf = (name: string) => (name === 'all' ? undefined : (name as LetterState))
 
-const filterOf = ({ id, ...rest }: FilterQuery): LetterFilter =>
-  withInstants({ ...rest, ...(id === undefined ? {} : { ids: [id] }) })
+const filterOf = ({ state: { caller } }: Asked, { id, ...rest }: FilterQuery): LetterFilter =>
+  withInstants({ tenant: caller.tenant, ...rest, ...(id === undefined ? {} : { ids: [id] }) })
 
 /** RFC 3339 has times that Postgres has not: year 0, offsets of a day. */
 function withInstants(filter: LetterFilter): LetterFilter {
@@ -114,7 +116,7 @@ function withInstants(filter: LetterFilter): LetterFilter {
 function handlingOf(caller: Caller, { all, by, dry_run: dryRun, limit, ...filter }: Omit<ReplayBody, 'patch'>) {
   if (!all && Object.keys(filter).length === 0)
     throw new MillraceError('invalid_request', 'Name the dead letters by ids or filters, or say "all": true')
-  return { filter: withInstants(filter), by: caller, onBehalfOf: by, dryRun, limit }
+  return { filter: withInstants({ tenant: caller.tenant, ...filter }), by: caller, onBehalfOf: by, dryRun, limit }
 }
 
 /** Runs to the end before it answers; `remaining` says whether another request is worth while. */

@@ -5,6 +5,7 @@
 
 import { type SQL, sql } from 'drizzle-orm'
 import type { Database, Transaction } from '../db/connect.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import type { DeadLetter } from './dead-letters.ts'
 import { identityOf } from './event.ts'
 
@@ -12,6 +13,8 @@ export type LetterState = 'open' | 'replayed' | 'discarded'
 
 /** Every condition given must hold. */
 export type LetterFilter = {
+  /** Absent for all tenants. */
+  tenant?: string | undefined
   /** Ids of dead letters or of events. */
   ids?: string[]
   type?: string
@@ -67,9 +70,10 @@ const instant = (column: SQL) => sql`to_char(${column} at time zone 'UTC', 'YYYY
 const letters = sql`dead_letter_audit a join pgboss.job j on j.name = 'dead-letters' and j.id = a.dead_letter_id`
 
 /** `a` is the `recorded` row, `j` the job. What is not asked for is null, which Postgres plans away. */
-function matching({ ids, type, source, code, from, to }: LetterFilter, state: LetterState | undefined): SQL {
+function matching({ tenant, ids, type, source, code, from, to }: LetterFilter, state: LetterState | undefined): SQL {
   const uuids = ids?.filter((id) => UUID.test(id))
   return sql`a.action = 'recorded'
+    and (${tenant ?? null}::text is null or a.tenant = ${tenant ?? null})
     and (${array(ids)}::text[] is null
          or a.event_id = any(${array(ids)}::text[]) or a.dead_letter_id = any(${array(uuids)}::uuid[]))
     and (${type ?? null}::text is null or a.type = ${type ?? null})
@@ -122,18 +126,26 @@ export async function countOpen(db: Database, filter: LetterFilter): Promise<num
   return Number(rows[0]!.count)
 }
 
-/** The whole letter with the history of its event, or undefined. */
-export async function showLetter(db: Database, deadLetterId: string): Promise<LetterWhole | undefined> {
+/**
+ * The whole letter with the history of its event, or undefined.
+ * @param tenant  null for all
+ */
+export async function showLetter(
+  db: Database,
+  tenant: string | null,
+  deadLetterId: string,
+): Promise<LetterWhole | undefined> {
   if (!UUID.test(deadLetterId)) return undefined
   const { rows } = await db.execute<{ state: LetterState; data: DeadLetter }>(sql`
     select ${stateName} as state, j.data from ${letters}
-    where a.action = 'recorded' and a.dead_letter_id = ${deadLetterId}`)
+    where a.action = 'recorded' and a.dead_letter_id = ${deadLetterId} and (${tenant}::text is null or a.tenant = ${tenant})`)
   if (rows[0] === undefined) return undefined
   const { state, data } = rows[0]
   const { rows: history } = await db.execute<LetterHistory>(sql`
     select dead_letter_id as "deadLetterId", action, actor, ${instant(sql`at`)} as at, detail
     from dead_letter_audit
-    where dead_letter_id = ${deadLetterId} or (event_id = ${data.id} and event_id <> '' and source = ${data.source})
+    where dead_letter_id = ${deadLetterId}
+      or (event_id = ${data.id} and event_id <> '' and source = ${data.source} and tenant = ${data.tenant ?? OPERATOR_TENANT})
     order by seq`)
   return { deadLetterId, state, ...data, history }
 }
@@ -161,10 +173,14 @@ export async function lockLetters(
 }
 
 /** Which of these events are stored. */
-export async function findStored(tx: Transaction, events: { source: string; id: string }[]): Promise<Set<string>> {
-  const { rows } = await tx.execute<{ source: string; id: string }>(sql`
-    select source, id from unnest(${sql.param(events.map((event) => event.source))}::text[],
-                                  ${sql.param(events.map((event) => event.id))}::text[]) as event(source, id)
-    where exists (select from event_ids where key = event_key('default', source, id))`)
+export async function findStored(
+  tx: Transaction,
+  events: { tenant: string; source: string; id: string }[],
+): Promise<Set<string>> {
+  const { rows } = await tx.execute<{ tenant: string; source: string; id: string }>(sql`
+    select tenant, source, id from unnest(${sql.param(events.map((event) => event.tenant))}::text[],
+                                          ${sql.param(events.map((event) => event.source))}::text[],
+                                          ${sql.param(events.map((event) => event.id))}::text[]) as event(tenant, source, id)
+    where exists (select from event_ids where key = event_key(tenant, source, id))`)
   return new Set(rows.map(identityOf))
 }

@@ -9,6 +9,7 @@ import { SUBJECT_PREFIX } from '../broker/streams.ts'
 import type { Transaction } from '../db/connect.ts'
 import { DEAD_LETTERS, within } from '../db/jobs.ts'
 import { deadLetterAudit } from '../db/schema.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import { type ReceivedEvent, traceIdOf } from './event.ts'
 import { deterministicId, eventKey, type Refusal, storable, storableError } from './failed-batches.ts'
 
@@ -16,6 +17,8 @@ export type DeadLetter = {
   /** Empty where the message told none. */
   id: string
   source: string
+  /** Whose it is; absent for `default`. */
+  tenant?: string
   /** Set where `id` and `source` are not exactly the event's, because Postgres cannot hold them. */
   identityLost?: true
   type: string
@@ -60,6 +63,7 @@ export function deadLetterOf({ event, code, error, attempt }: Refusal, tracepare
   return {
     id,
     source,
+    ...(event.tenant === OPERATOR_TENANT ? {} : { tenant: storable(event.tenant, IDENTITY_CHARS_MAX) }),
     ...(id === event.id && source === event.source ? {} : { identityLost: true as const }),
     type: storable(typeOf(event), TYPE_CHARS_MAX),
     code,
@@ -116,6 +120,7 @@ export async function recordDeadLetters(
         code: letter.code,
         action: 'recorded' as const,
         actor,
+        tenant: letter.tenant ?? OPERATOR_TENANT,
         detail: {
           error: letter.error,
           attempts: letter.attempts,

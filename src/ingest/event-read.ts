@@ -64,8 +64,9 @@ const shown = sql`
   )::text as shown`
 
 /** Unset filters are null and fall away; the keyset of the cursor is the index `events_by_time`. */
-const filters = (query: ListQuery) => sql`
-  (${query.type ?? null}::text is null or type = ${query.type ?? null})
+const filters = (tenant: string, query: ListQuery) => sql`
+  tenant = ${tenant}
+  and (${query.type ?? null}::text is null or type = ${query.type ?? null})
   and (${query.source ?? null}::text is null or source = ${query.source ?? null})
   and (${query.subject ?? null}::text is null or subject = ${query.subject ?? null})
   and (${query.trace_id ?? null}::uuid is null or trace_id = ${query.trace_id ?? null}::uuid)
@@ -81,7 +82,7 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
 
   router.get('/v1/events', async (ctx) => {
     const query = readQuery(ctx.query)
-    const rows = await listEvents(db, query)
+    const rows = await listEvents(db, ctx.state.caller.tenant, query)
     const last = rows.length > query.limit ? rows[query.limit - 1]! : undefined
     const next = last === undefined ? null : `${last.published_us}-${last.stream_seq}-${last.stream_place}`
     const events = rows.slice(0, query.limit).map((row) => row.shown)
@@ -90,11 +91,12 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
   })
 
   router.get('/v1/events/:source/:id', async (ctx) => {
+    const { tenant } = ctx.state.caller
     const { source, id } = readKey(ctx.params)
     const { rows } = await db.execute<Row>(sql`
       select ${shown} from event_ids join events using (published_at, stream_seq, stream_place)
-      where key = event_key('default', ${source}, ${id})`)
-    if (rows[0] === undefined) throw await missing(db, source, id)
+      where key = event_key(${tenant}, ${source}, ${id})`)
+    if (rows[0] === undefined) throw await missing(db, tenant, source, id)
     ctx.type = 'application/json'
     ctx.body = rows[0].shown
   })
@@ -103,12 +105,12 @@ export function eventReadRoutes({ db }: { db: Database }): Routes {
 }
 
 /** Its identity outlives its row: retention has archived that, or is about to. */
-async function missing(db: Database, source: string, id: string): Promise<MillraceError> {
+async function missing(db: Database, tenant: string, source: string, id: string): Promise<MillraceError> {
   const { rows } = await db.execute<{ published_at: string; files: string[] }>(sql`
     select to_char(published_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as published_at,
       array(select file from event_archives
             where coalesce(lower, '-infinity') <= published_at and published_at < upper and file is not null order by n) as files
-    from event_ids where key = event_key('default', ${source}, ${id})`)
+    from event_ids where key = event_key(${tenant}, ${source}, ${id})`)
   if (rows[0] === undefined)
     return new MillraceError('not_found', 'No such event is committed; it may wait in the stream or be a dead letter')
   const { published_at, files } = rows[0]
@@ -122,7 +124,7 @@ async function missing(db: Database, source: string, id: string): Promise<Millra
 }
 
 /** One row more than the limit, which tells whether there is a next page. */
-async function listEvents(db: Database, query: ListQuery): Promise<Row[]> {
+async function listEvents(db: Database, tenant: string, query: ListQuery): Promise<Row[]> {
   const [afterUs, afterSeq, afterPlace] = query.cursor?.split('-') ?? [null, null, null]
   const after = sql`to_timestamp(0) + ${afterUs}::bigint * interval '1 microsecond', ${afterSeq}::bigint,
     ${afterPlace}::int`
@@ -132,10 +134,10 @@ async function listEvents(db: Database, query: ListQuery): Promise<Row[]> {
   const page =
     query.order === 'asc'
       ? sql`select ${columns} from events
-            where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq, stream_place) > (${after}))
+            where ${filters(tenant, query)} and (${afterSeq}::bigint is null or (published_at, stream_seq, stream_place) > (${after}))
             order by published_at, stream_seq, stream_place limit ${limit}`
       : sql`select ${columns} from events
-            where ${filters(query)} and (${afterSeq}::bigint is null or (published_at, stream_seq, stream_place) < (${after}))
+            where ${filters(tenant, query)} and (${afterSeq}::bigint is null or (published_at, stream_seq, stream_place) < (${after}))
             order by published_at desc, stream_seq desc, stream_place desc limit ${limit}`
   try {
     return await inTransaction(db, async (tx) => {

@@ -25,6 +25,8 @@ export type OutgoingEvent = {
   traceparent: string
   /** Subject that hears of the commit; empty for none. */
   commitReply: string
+  /** Whose it is. */
+  tenant: string
   /** Its message, and its place there; 0 until the publisher has stored it. */
   seq: number
   place: number
@@ -45,6 +47,7 @@ export type ReceivedEvent = {
   /** How often JetStream has delivered it, this time included. */
   deliveries: number
   traceparent: string
+  tenant: string
 }
 
 /** The 32 hexadecimal digits of a W3C traceparent, or null. */
@@ -52,4 +55,5 @@ export const traceIdOf = (traceparent: string): string | null =>
   /^[0-9a-f]{2}-([0-9a-f]{32})-/.exec(traceparent)?.[1] ?? null
 
 /** What names an event for ever, as one text. */
-export const identityOf = ({ source, id }: { source: string; id: string }): string => `${source}\x1e${id}`
+export const identityOf = ({ tenant, source, id }: { tenant: string; source: string; id: string }): string =>
+  `${tenant}\x1e${source}\x1e${id}`

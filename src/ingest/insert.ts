@@ -56,13 +56,14 @@ const insertStatement = (columns: Columns) => sql`
   with sent as materialized (
     select distinct on (key) *
     from (
-      select *, event_key('default', nullif(event->>'source', ''), nullif(event->>'id', '')) as key
+      select *, event_key(tenant, nullif(event->>'source', ''), nullif(event->>'id', '')) as key
       from (
-        select text::jsonb as event, trace_id, to_timestamp(received_ms / 1000) as received_at,
+        select text::jsonb as event, tenant, trace_id, to_timestamp(received_ms / 1000) as received_at,
                to_timestamp(published_ms / 1000) as published_at, seq, (place + n - 1)::int as place
         from unnest(${columns.texts}::text[], ${columns.traceIds}::uuid[], ${columns.receivedMs}::float8[],
-                    ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[])
-               as parcel(texts, trace_id, received_ms, published_ms, seq, place),
+                    ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[],
+                    ${columns.tenants}::text[])
+               as parcel(texts, trace_id, received_ms, published_ms, seq, place, tenant),
              unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
         offset 0) as cast_once) as keyed
     order by key, seq, place),
@@ -73,11 +74,11 @@ const insertStatement = (columns: Columns) => sql`
     returning key, stream_seq, stream_place),
   stored as (
     insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
-                        trace_id, received_at, published_at, stream_seq, stream_place, batch_id)
+                        trace_id, received_at, published_at, stream_seq, stream_place, batch_id, tenant)
     select event->>'source', event->>'id', event->>'type', event->>'subject', (event->>'time')::timestamptz,
            event->>'datacontenttype', event->>'dataschema', event->'data', event->>'data_base64',
            nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
-           trace_id, received_at, published_at, seq, place, ${columns.batchId}::uuid
+           trace_id, received_at, published_at, seq, place, ${columns.batchId}::uuid, tenant
     from sent join fresh using (key) order by seq, place)
   select stream_seq, count(*)::int as inserted, array_agg(stream_place) as places from fresh group by stream_seq`
 
@@ -87,7 +88,7 @@ export const INSERT_TEXT = new PgDialect().sqlToQuery(insertStatement(columnsOf(
 type Columns = ReturnType<typeof columnsOf>
 
 /** What rows need of their parcel. */
-type Row = Pick<Parcel, 'traceparent' | 'receivedMs' | 'place' | 'bytes'> & {
+type Row = Pick<Parcel, 'tenant' | 'traceparent' | 'receivedMs' | 'place' | 'bytes'> & {
   from: Pick<Parcel['from'], 'seq' | 'publishedMs'>
 }
 
@@ -102,6 +103,8 @@ function columnsOf(parcels: Row[], batchId: string) {
     publishedMs: list(parcels.map(({ from }) => from.publishedMs)),
     seqs: list(parcels.map(({ from }) => from.seq)),
     places: list(parcels.map(({ place }) => place)),
+    // Another producer's may be any text.
+    tenants: list(parcels.map(({ tenant }) => `"${tenant.replace(/["\\]/g, '\\$&')}"`)),
   }
 }
 
@@ -213,8 +216,8 @@ function insertedOf({ parcel, inserted, places }: ParcelOutcome & { kind: 'store
 /** Inserts events and takes them back, so that nothing changes; tells why Postgres refuses them, if it does. */
 export async function rehearse(tx: Transaction, events: OutgoingEvent[]): Promise<Failure | undefined> {
   const publishedMs = Date.now()
-  const rows = events.map(({ payload, traceparent, receivedMs }, seq) => {
-    return { from: { seq, publishedMs }, traceparent, receivedMs, place: 0, bytes: Buffer.from(payload) }
+  const rows = events.map(({ payload, tenant, traceparent, receivedMs }, seq) => {
+    return { from: { seq, publishedMs }, tenant, traceparent, receivedMs, place: 0, bytes: Buffer.from(payload) }
   })
   try {
     await tx.transaction(async (savepoint) => {

@@ -72,6 +72,7 @@ export function admit(deps: IntakeDeps, config: Config, intake: Intake, json: Js
     receivedMs: intake.receivedMs,
     commitReply: intake.commitReply,
     eventBytesMax: config.EVENT_BYTES_MAX,
+    tenant: intake.caller.tenant,
   })
   if ('status' in admission) {
     deps.telemetry.metrics.eventRejected(admission.code)
@@ -148,8 +149,8 @@ async function publishPart(
     metrics.eventsAccepted(part.length)
     send.end()
     if (intake.awaited !== undefined)
-      for (const [i, { source, id, seq, place }] of part.entries())
-        intake.awaited.push({ source, id, seq, place, outcome: intake.outcomes[places[i]!] as Kept })
+      for (const [i, { tenant, source, id, seq, place }] of part.entries())
+        intake.awaited.push({ tenant, source, id, seq, place, outcome: intake.outcomes[places[i]!] as Kept })
   } catch (error) {
     intake.failure ??= error
     const { code, message } = error instanceof MillraceError ? error : { code: 'internal', message: 'not published' }

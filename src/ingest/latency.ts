@@ -20,7 +20,7 @@ const STATEMENT_MS_MAX = 30_000
  */
 export async function latencyStats(
   { db }: { db: Database },
-  { from, to, type }: { from: Date; to: Date; type: string | null },
+  { tenant, from, to, type }: { tenant: string; from: Date; to: Date; type: string | null },
 ): Promise<LatencyStats> {
   return inTransaction(db, async (tx) => {
     await tx.execute(sql`select set_config('statement_timeout', ${String(STATEMENT_MS_MAX)}, true)`)
@@ -38,7 +38,7 @@ export async function latencyStats(
         select greatest(0, extract(epoch from batches.committed_at - events.received_at) * 1000)::float8 as event_ms,
                greatest(0, extract(epoch from batches.committed_at - events.published_at) * 1000)::float8 as queue_ms
         from events join batches on batches.id = events.batch_id
-        where events.published_at >= ${from.toISOString()}::timestamptz
+        where events.tenant = ${tenant} and events.published_at >= ${from.toISOString()}::timestamptz
           and events.published_at < ${to.toISOString()}::timestamptz
           and (${type}::text is null or events.type = ${type}::text)
       ) as latency`)

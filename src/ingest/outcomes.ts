@@ -15,7 +15,14 @@ export type Kept = {
 export type Rejection = Problem & { status: 'rejected'; id?: string }
 
 /** A stored event that someone waits for, by the message and the place in it; its outcome is written here. */
-export type AwaitedEvent = { source: string; id: string; seq: number; place: number; outcome: Kept }
+export type AwaitedEvent = {
+  tenant: string
+  source: string
+  id: string
+  seq: number
+  place: number
+  outcome: Kept
+}
 
 export type Counts = Record<Outcome['status'], number>
 

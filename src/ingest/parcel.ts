@@ -6,17 +6,19 @@
  * - subject `events.<type>`
  * - payload: CloudEvents 1.0 JSON texts, separated by U+001E where there are several. JSON never holds that character
  *   unescaped (RFC 8259, section 7), so one text is a message with one event.
- * - one header `Millrace-Request: <events> <received ms> <traceparent or -> [<commit reply>]` for each request, in the order
- *   of its events; the commit reply is a subject that hears of the commit
+ * - one header `Millrace-Request: <events> <received ms> <traceparent or -> [<commit reply or -> [<tenant>]]` for each
+ *   request, in the order of its events; the commit reply is a subject that hears of the commit
  * - with one event also `traceparent`, `Millrace-Id` and `Millrace-Source`
  * - `Millrace-Origin: <seq>.<place>@<published ms>` on an event that a worker took out of its message: it keeps the name
  *   that it had there
- * All headers are optional; without `Millrace-Request`, `traceparent` and `Millrace-Received` (ms since 1970) are read.
+ * All headers are optional; without `Millrace-Request`, `traceparent`, `Millrace-Received` (ms since 1970) and
+ * `Millrace-Tenant` are read. Without a tenant it is `default`.
  */
 
 import type { Msg } from 'nats'
 import { ack, deliveryInfo, headerBlock, headerOf, headersOf } from '../broker/delivery.ts'
 import { subjectOf } from '../broker/streams.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import { jsonProblem } from '../secrets.ts'
 import type { OutgoingEvent, ReceivedEvent } from './event.ts'
 
@@ -26,6 +28,7 @@ const HEADER = {
   request: 'Millrace-Request',
   received: 'Millrace-Received',
   origin: 'Millrace-Origin',
+  tenant: 'Millrace-Tenant',
   traceparent: 'traceparent',
 } as const
 
@@ -78,17 +81,23 @@ export function messageOf(events: OutgoingEvent[]): OutgoingMessage {
 }
 
 const sameRequest = (a: Request, b: Request) =>
-  a.traceparent === b.traceparent && a.receivedMs === b.receivedMs && a.commitReply === b.commitReply
+  a.traceparent === b.traceparent &&
+  a.receivedMs === b.receivedMs &&
+  a.commitReply === b.commitReply &&
+  a.tenant === b.tenant
 
-const requestValue = (events: number, { receivedMs, traceparent, commitReply }: Request) =>
-  `${events} ${receivedMs} ${traceparent || '-'}${commitReply === '' ? '' : ` ${commitReply}`}`
+function requestValue(events: number, { receivedMs, traceparent, commitReply, tenant }: Request): string {
+  const value = `${events} ${receivedMs} ${traceparent || '-'}`
+  if (tenant !== OPERATOR_TENANT) return `${value} ${commitReply || '-'} ${tenant}`
+  return commitReply === '' ? value : `${value} ${commitReply}`
+}
 
 /** Nothing where the value would break out of its line, as the identity of another producer's event may: it is in the payload too. */
 const line = (name: string, value: string) => (LINE_END.test(value) ? '' : `\r\n${name}: ${value}`)
 const LINE_END = /[\r\n]/
 
 /** What the events of one request share. */
-type Request = { receivedMs: number; traceparent: string; commitReply: string }
+type Request = { receivedMs: number; traceparent: string; commitReply: string; tenant: string }
 
 /** A message as delivered, with what is still to be answered of it. */
 type Delivery = {
@@ -127,10 +136,15 @@ export function receive(message: Msg): Parcel[] {
   const parcels: Parcel[] = []
   let rest: Parcel = { from, ...requestWithout(block, publishedMs), place: origin?.place ?? 0, events, bytes }
   for (const value of headersOf(block, HEADER.request)) {
-    const [share, received, traceparent = '-', commitReply = ''] = value.split(' ')
+    const [share, received, traceparent = '-', commitReply = '-', tenant = OPERATOR_TENANT] = value.split(' ')
     const count = Math.min(Number(share) || 0, rest.events)
     if (count === 0) break
-    const request = { receivedMs: Number(received), traceparent: traceparent === '-' ? '' : traceparent, commitReply }
+    const request = {
+      receivedMs: Number(received),
+      traceparent: traceparent === '-' ? '' : traceparent,
+      commitReply: commitReply === '-' ? '' : commitReply,
+      tenant,
+    }
     if (count === rest.events) return [...parcels, { ...rest, ...request }]
     const [head, tail] = cut(rest, count)
     parcels.push({ ...head, ...request })
@@ -146,6 +160,7 @@ function requestWithout(block: string, publishedMs: number): Request {
     receivedMs: received === '' ? publishedMs : Number(received),
     traceparent: headerOf(block, HEADER.traceparent),
     commitReply: '',
+    tenant: headerOf(block, HEADER.tenant) || OPERATOR_TENANT,
   }
 }
 
@@ -226,7 +241,7 @@ export function namesOf({ bytes }: Parcel): { id: string; source: string }[] {
 /** A parcel that is a whole message of one event, as that event; what its payload does not tell of its name, its headers may. */
 export function eventOf(parcel: Parcel): ReceivedEvent {
   const { message, seq, publishedMs, deliveries } = parcel.from
-  const { receivedMs, traceparent, place, bytes } = parcel
+  const { receivedMs, traceparent, tenant, place, bytes } = parcel
   const block = headerBlock(message)
   const named = unreadable(bytes) === '' ? namesOf(parcel)[0] : undefined
   return {
@@ -240,6 +255,7 @@ export function eventOf(parcel: Parcel): ReceivedEvent {
     place,
     deliveries,
     traceparent,
+    tenant,
   }
 }
 

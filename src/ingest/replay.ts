@@ -18,6 +18,7 @@ import { type Database, inTransaction, type Transaction } from '../db/connect.ts
 import { DEAD_LETTERS, within } from '../db/jobs.ts'
 import { deadLetterAudit } from '../db/schema.ts'
 import { MillraceError } from '../errors.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { type RequestTrace, startReplay } from '../telemetry/tracing.ts'
 import { findStored, type LetterFilter, type LockedLetter, lockLetters, newestAudit } from './dead-letter-search.ts'
@@ -55,6 +56,7 @@ type Handling = {
 /** What became, or in a dry run would become, of one letter. */
 export type LetterOutcome = {
   deadLetterId: string
+  tenant: string
   source: string
   id: string
   type: string
@@ -103,7 +105,8 @@ export async function* replayLetters(
     const refused = handling.dryRun ? await rehearseAll(tx, ready) : new Map<string, string>()
     if (!handling.dryRun) await publishAll(deps, ready, request)
     const outcomes = planned.map(({ deadLetterId, letter, plan }): LetterOutcome => {
-      const about = { deadLetterId, source: letter.source, id: letter.id, type: letter.type }
+      const tenant = letter.tenant ?? OPERATOR_TENANT
+      const about = { deadLetterId, tenant, source: letter.source, id: letter.id, type: letter.type }
       const reason = plan.reason ?? refused.get(deadLetterId)
       if (reason !== undefined) return { ...about, outcome: 'refused', reason }
       if (stored.has(identityOf(plan.event!))) return { ...about, outcome: 'stored' }
@@ -131,9 +134,11 @@ export async function* discardLetters(
   signal?: AbortSignal,
 ): AsyncGenerator<LetterOutcome[]> {
   yield* handleInLots(db, handling, signal, async (tx, locked) => {
-    const outcomes = locked.map(({ deadLetterId, letter: { source, id, type } }): LetterOutcome => {
-      return { deadLetterId, source, id, type, outcome: 'discarded' }
-    })
+    const outcomes = locked.map(
+      ({ deadLetterId, letter: { tenant = OPERATOR_TENANT, source, id, type } }): LetterOutcome => {
+        return { deadLetterId, tenant, source, id, type, outcome: 'discarded' }
+      },
+    )
     if (!handling.dryRun) await close(jobs, tx, outcomes, handling, 'discarded', reason === undefined ? {} : { reason })
     return outcomes
   })
@@ -166,8 +171,10 @@ const refuse = (reason: string): Plan => ({ reason })
 
 function planLetter(deps: ReplayDeps, letter: DeadLetter, patch: Patch | undefined): Plan {
   if (letter.identityLost) return refuse('no row can hold its source and id; discard it')
-  const identity = { id: letter.id, source: letter.source }
-  const rest = { receivedMs: Date.now(), traceparent: letter.traceparent, commitReply: '', seq: 0, place: 0 }
+  const tenant = letter.tenant ?? OPERATOR_TENANT
+  const identity = { tenant, id: letter.id, source: letter.source }
+  const { traceparent } = letter
+  const rest = { tenant, receivedMs: Date.now(), traceparent, commitReply: '', seq: 0, place: 0 }
   if (patch === undefined) {
     if (letter.code === 'unreadable' || letter.payload === undefined)
       return refuse(`it would fail again without a patch: ${letter.error}`)
@@ -177,7 +184,7 @@ function planLetter(deps: ReplayDeps, letter: DeadLetter, patch: Patch | undefin
   if ('refused' in document) return refuse(document.refused)
   if (!isObject(document.value) || typeof document.value.id !== 'string')
     return refuse('the patch must give it an id: another one would be made at each replay')
-  const stamp = { receivedMs: rest.receivedMs, commitReply: '', eventBytesMax: deps.config.EVENT_BYTES_MAX }
+  const stamp = { tenant, receivedMs: rest.receivedMs, commitReply: '', eventBytesMax: deps.config.EVENT_BYTES_MAX }
   const admitted = validateEvent(deps, document, stamp)
   if ('status' in admitted) return refuse(`not an event after the patch: ${admitted.pointer} ${admitted.message}`)
   if (letter.id !== '' && identityOf(admitted.event) !== identityOf(identity))
@@ -281,8 +288,9 @@ async function close(
   if (action === 'discarded') await jobs.cancel(DEAD_LETTERS, ids, { db: within(tx) })
   else await jobs.complete(DEAD_LETTERS, ids, null, { db: within(tx), includeQueued: true })
   const actor = onBehalfOf === undefined ? by.actor : `${onBehalfOf} (${by.actor})`
-  const rows = letters.map(({ deadLetterId, source, id, outcome }) => ({
+  const rows = letters.map(({ deadLetterId, tenant, source, id, outcome }) => ({
     deadLetterId,
+    tenant,
     source,
     eventId: id,
     action,
@@ -291,5 +299,8 @@ async function close(
   }))
   await tx.insert(deadLetterAudit).values(rows)
   const act = action === 'replayed' ? 'dead_letter.replay' : 'dead_letter.discard'
-  await recordAct(tx, by, { action: act, detail: { ...detail, onBehalfOf, letters: ids } })
+  for (const tenant of new Set(letters.map((letter) => letter.tenant))) {
+    const theirs = letters.filter((letter) => letter.tenant === tenant).map(({ deadLetterId }) => deadLetterId)
+    await recordAct(tx, by, { action: act, tenant, detail: { ...detail, onBehalfOf, letters: theirs } })
+  }
 }

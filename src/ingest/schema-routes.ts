@@ -50,17 +50,18 @@ export function schemaRoutes({ db, schemas }: { db: Database; schemas: SchemaReg
   router.get('/v1/schemas', async (ctx) => {
     const { rows } = await db.execute(sql`
       select type, coalesce(mode, 'strict') as mode, array_agg(version order by version) as versions
-      from event_schemas left join event_schema_modes using (type)
-      group by type, mode order by type`)
+      from event_schemas left join event_schema_modes using (type, tenant)
+      where tenant = ${ctx.state.caller.tenant} group by type, mode order by type`)
     ctx.body = { schemas: rows }
   })
 
   router.get('/v1/schemas/:type', async (ctx) => {
     const { type } = readType(ctx.params)
+    const { tenant } = ctx.state.caller
     const { rows } = await db.execute(sql`
-      select coalesce((select mode from event_schema_modes where type = ${type}), 'strict') as mode,
+      select coalesce((select mode from event_schema_modes where type = ${type} and tenant = ${tenant}), 'strict') as mode,
              array_agg(version order by version) as versions
-      from event_schemas where type = ${type} having count(*) > 0`)
+      from event_schemas where type = ${type} and tenant = ${tenant} having count(*) > 0`)
     if (rows.length === 0) throw new MillraceError('not_found', `No schema is stored for ${type}`)
     ctx.body = { type, ...rows[0] }
   })
@@ -76,9 +77,9 @@ export function schemaRoutes({ db, schemas }: { db: Database; schemas: SchemaReg
 
   router.get('/v1/schemas/:type/:version', async (ctx) => {
     const { type, version } = readVersion(ctx.params)
-    const { rows } = await db.execute<{ schema: string }>(
-      sql`select schema::text from event_schemas where type = ${type} and version = ${version}`,
-    )
+    const { rows } = await db.execute<{ schema: string }>(sql`
+      select schema::text from event_schemas
+      where tenant = ${ctx.state.caller.tenant} and type = ${type} and version = ${version}`)
     if (rows[0] === undefined) throw new MillraceError('not_found', `No version ${version} is stored for ${type}`)
     ctx.type = 'application/schema+json'
     ctx.body = rows[0].schema

@@ -25,7 +25,7 @@ type Verdict = { mode: 'strict' | 'warn'; problem: Problem }
 
 export type SchemaRegistry = {
   /** What the type's schema has against the event's data; undefined when nothing, or when there is none. */
-  check: (event: EventObject) => Verdict | undefined
+  check: (tenant: string, event: EventObject) => Verdict | undefined
   /** Compiles and stores a version; true when it is new. @throws MillraceError `invalid_request` */
   put: (by: Actor, type: string, version: number, schema: Json) => Promise<boolean>
   /** False when there was no such version. */
@@ -35,7 +35,11 @@ export type SchemaRegistry = {
 }
 
 type Entry = { digest: string; id: unknown; check: CheckData }
+type Stored = { tenant: string; type: string; version: number; digest: string; mode: Mode }
 type TypeSchemas = { mode: Mode; latest: number; versions: Map<number, Entry> }
+
+/** A tenant's type, as one text: no tenant holds a space. */
+const nameOf = (tenant: string, type: string) => `${tenant} ${type}`
 
 const CHANGED_SUBJECT = 'millrace.schemas.changed'
 const REREAD_MS = 10_000
@@ -84,7 +88,7 @@ export async function openSchemas(
   }
 
   const registry: SchemaRegistry = {
-    check: (event) => (types.size === 0 ? undefined : checkEvent(types.get(event.type), event)),
+    check: (tenant, event) => (types.size === 0 ? undefined : checkEvent(types.get(nameOf(tenant, event.type)), event)),
     put: async (by, type, version, schema) => {
       compileSchema(schema.value)
       const created = await inTransaction(db, (tx) => store(tx, by, type, version, schema))
@@ -94,7 +98,7 @@ export async function openSchemas(
     remove: async (by, type, version) => {
       const removed = await inTransaction(db, async (tx) => {
         const { rowCount } = await tx.execute(
-          sql`delete from event_schemas where type = ${type} and version = ${version}`,
+          sql`delete from event_schemas where tenant = ${by.tenant} and type = ${type} and version = ${version}`,
         )
         if (rowCount === 1) await recordAct(tx, by, { action: 'schema.remove', target: `${type}/${version}` })
         return rowCount === 1
@@ -105,8 +109,8 @@ export async function openSchemas(
     setMode: async (by, type, mode) => {
       await inTransaction(db, async (tx) => {
         const { rowCount } = await tx.execute(sql`
-          insert into event_schema_modes as m (type, mode) values (${type}, ${mode})
-          on conflict (type) do update set mode = excluded.mode where m.mode <> excluded.mode`)
+          insert into event_schema_modes as m (tenant, type, mode) values (${by.tenant}, ${type}, ${mode})
+          on conflict (type, tenant) do update set mode = excluded.mode where m.mode <> excluded.mode`)
         if (rowCount === 1) await recordAct(tx, by, { action: 'schema.mode', target: type, detail: { mode } })
       })
       await changed()
@@ -164,18 +168,20 @@ function versionNamed({ versions }: TypeSchemas, { type, dataschema }: EventObje
 
 /** Reads what there is, and compiles only what `known` does not have. */
 async function readTypes(db: Database, known: Map<string, TypeSchemas>, log: Log): Promise<Map<string, TypeSchemas>> {
-  const { rows } = await db.execute<{ type: string; version: number; digest: string; mode: Mode }>(sql`
-    select type, version, md5(schema::text) as digest, coalesce(mode, 'strict') as mode
-    from event_schemas left join event_schema_modes using (type)
-    order by type, version`)
+  const { rows } = await db.execute<Stored>(sql`
+    select tenant, type, version, md5(schema::text) as digest, coalesce(mode, 'strict') as mode
+    from event_schemas left join event_schema_modes using (type, tenant)
+    order by tenant, type, version`)
   const types = new Map<string, TypeSchemas>()
-  for (const { type, version, digest, mode } of rows) {
-    const schemas = types.get(type) ?? { mode, latest: version, versions: new Map<number, Entry>() }
-    const before = known.get(type)?.versions.get(version)
-    const entry = before?.digest === digest ? before : await readEntry(db, type, version, digest, log)
+  for (const row of rows) {
+    const { version, digest, mode } = row
+    const name = nameOf(row.tenant, row.type)
+    const schemas = types.get(name) ?? { mode, latest: version, versions: new Map<number, Entry>() }
+    const before = known.get(name)?.versions.get(version)
+    const entry = before?.digest === digest ? before : await readEntry(db, row, log)
     if (entry !== undefined) schemas.versions.set(version, entry)
     schemas.latest = version
-    types.set(type, schemas)
+    types.set(name, schemas)
   }
   return types
 }
@@ -183,20 +189,18 @@ async function readTypes(db: Database, known: Map<string, TypeSchemas>, log: Log
 /** Undefined for one deleted meanwhile. One that does not compile here refuses what it is asked about, and is logged. */
 async function readEntry(
   db: Database,
-  type: string,
-  version: number,
-  digest: string,
+  { tenant, type, version, digest }: Stored,
   log: Log,
 ): Promise<Entry | undefined> {
   const { rows } = await db.execute<{ schema: { $id?: unknown } }>(
-    sql`select schema from event_schemas where type = ${type} and version = ${version}`,
+    sql`select schema from event_schemas where tenant = ${tenant} and type = ${type} and version = ${version}`,
   )
   const schema = rows[0]?.schema
   if (schema === undefined) return undefined
   try {
     return { digest, id: schema.$id, check: compileSchema(schema) }
   } catch (error) {
-    log.error({ error: describe(error), type, version }, 'a stored schema cannot be used')
+    log.error({ error: describe(error), tenant, type, version }, 'a stored schema cannot be used')
     return { digest, id: undefined, check: () => ({ instancePath: '', message: 'cannot be checked: see the log' }) }
   }
 }
@@ -213,8 +217,9 @@ async function store(
   if (problem !== undefined)
     throw new MillraceError('invalid_request', `The schema cannot be stored: ${problem.pointer} ${problem.message}`)
   const { rows } = await tx.execute<{ created: boolean }>(sql`
-    insert into event_schemas as s (type, version, schema) values (${type}, ${version}, ${JSON.stringify(exact ?? value)}::jsonb)
-    on conflict (type, version) do update set schema = excluded.schema, updated_at = clock_timestamp()
+    insert into event_schemas as s (tenant, type, version, schema)
+    values (${by.tenant}, ${type}, ${version}, ${JSON.stringify(exact ?? value)}::jsonb)
+    on conflict (type, version, tenant) do update set schema = excluded.schema, updated_at = clock_timestamp()
       where s.schema is distinct from excluded.schema
     returning xmax = 0 as created`)
   const created = rows[0]?.created ?? false

@@ -47,7 +47,13 @@ export function statusRoutes(deps: ReadinessDeps): Routes {
     const to = query.to === undefined ? new Date() : new Date(query.to)
     const from = query.from === undefined ? new Date(to.getTime() - HOUR_MS) : new Date(query.from)
     const type = query.type ?? null
-    ctx.body = { from, to, type, unit: 'ms', ...(await latencyStats(deps, { from, to, type })) }
+    ctx.body = {
+      from,
+      to,
+      type,
+      unit: 'ms',
+      ...(await latencyStats(deps, { tenant: ctx.state.caller.tenant, from, to, type })),
+    }
   })
   return { router, paths: statusPaths }
 }

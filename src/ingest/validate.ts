@@ -55,7 +55,7 @@ export type ValidateDeps = { schemas: SchemaRegistry }
 export function validateEvent(
   { schemas }: ValidateDeps,
   { value, exact, suspect }: Json,
-  stamp: { receivedMs: number; commitReply: string; eventBytesMax: number },
+  stamp: { receivedMs: number; commitReply: string; eventBytesMax: number; tenant: string },
 ): Admission | Rejection {
   if (!isEvent(value)) return rejection(value, shapeProblem(isEvent.errors![0]!))
   if (deeperThan(value, DEPTH_MAX))
@@ -69,7 +69,7 @@ export function validateEvent(
       pointer: '',
       message: `source and id together hold more than ${KEY_BYTES_MAX} bytes`,
     })
-  const verdict = schemas.check(event)
+  const verdict = schemas.check(stamp.tenant, event)
   if (verdict?.mode === 'strict') return rejection(value, verdict.problem)
 
   const payloadOf = (exact ?? value) as EventObject
@@ -88,6 +88,7 @@ export function validateEvent(
       receivedMs: stamp.receivedMs,
       traceparent: typeof traceparent === 'string' && parseTraceparent(traceparent) !== undefined ? traceparent : '',
       commitReply: stamp.commitReply,
+      tenant: stamp.tenant,
       seq: 0,
       place: 0,
     },

@@ -52,6 +52,8 @@ export function workflowRoutes(engine: Engine, config: Config): Routes {
   return { router, paths: runPaths }
 }
 
+const controlFor = (engine: Engine, ctx: { state: RequestState }) => actingFor(engine, ctx.state.caller).control
+
 function startRoutes(router: Router<RequestState>, engine: Engine, readBody: ReadBody): void {
   const { pool } = engine.control
 
@@ -79,7 +81,7 @@ function lookRoutes(router: Router<RequestState>, engine: Engine): void {
 
   router.get('/v1/runs', async (ctx) => {
     const { status, attributes, ...filter } = readList(ctx.query)
-    ctx.body = await listRuns(pool, {
+    ctx.body = await listRuns(controlFor(engine, ctx), {
       ...filter,
       ...(status === undefined ? {} : { status: status.split(',') }),
       ...(attributes === undefined ? {} : { attributes: readAttributes(attributes) }),
@@ -87,23 +89,23 @@ function lookRoutes(router: Router<RequestState>, engine: Engine): void {
   })
 
   router.get('/v1/runs/:id', async (ctx) => {
-    ctx.body = await getRun(pool, readId(ctx.params).id)
+    ctx.body = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
   })
 
   router.get('/v1/runs/:id/history', async (ctx) => {
     const page = readHistoryQuery(ctx.query)
-    const { runId } = await getRun(pool, readId(ctx.params).id)
+    const { runId } = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
     ctx.body = { runId, ...(await readHistory(pool, runId, page)) }
   })
 
   router.get('/v1/runs/:id/state', async (ctx) => {
-    const { runId, status, state } = await getRun(pool, readId(ctx.params).id)
+    const { runId, status, state } = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
     ctx.body = { runId, status, state }
   })
 
   router.get('/v1/runs/:id/result', async (ctx) => {
     const { wait } = readResultQuery(ctx.query)
-    const { runId, status } = await getRun(pool, readId(ctx.params).id)
+    const { runId, status } = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
     const open = OPEN.has(status)
     const ended = open && wait === 0 ? null : await resultWithin(engine, runId, open ? wait * 1_000 : READ_MS_MAX, ctx)
     ctx.status = ended === null ? 202 : 200
@@ -132,41 +134,38 @@ async function resultWithin(engine: Engine, runId: string, waitMs: number, ctx: 
 }
 
 function steerRoutes(router: Router<RequestState>, engine: Engine, readBody: ReadBody): void {
-  const { pool } = engine.control
-  const controlFor = (ctx: { state: RequestState }) => actingFor(engine, ctx.state.caller).control
-
   router.post('/v1/dead-runs/replay', async (ctx) => {
     const options = readReplay(await readBody(ctx, {}))
     refuseUnstorable(options.attributes)
-    ctx.body = await replayRuns(controlFor(ctx), options)
+    ctx.body = await replayRuns(controlFor(engine, ctx), options)
   })
 
   router.post('/v1/runs/:id/signals/:signal', async (ctx) => {
     const { id, signal } = readSignal(ctx.params)
     const payload = await readBody(ctx)
-    const { runId } = await getRun(pool, id)
-    await signalRun(controlFor(ctx), runId, signal, payload)
+    const { runId } = await getRun(controlFor(engine, ctx), id)
+    await signalRun(controlFor(engine, ctx), runId, signal, payload)
     ctx.status = 202
     ctx.body = { runId }
   })
 
   router.post('/v1/runs/:id/cancel', async (ctx) => {
-    const { runId, status } = await getRun(pool, readId(ctx.params).id)
-    if ((await cancelRuns(controlFor(ctx), [runId])).length === 0)
+    const { runId, status } = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
+    if ((await cancelRuns(controlFor(engine, ctx), [runId])).length === 0)
       throw new MillraceError('conflict', `Run ${runId} is ${status}, which is no longer cancelled`)
     ctx.status = 202
     ctx.body = { runId }
   })
 
   router.post('/v1/runs/:id/terminate', async (ctx) => {
-    const { runId } = await getRun(pool, readId(ctx.params).id)
-    await terminateRun(controlFor(ctx), runId)
+    const { runId } = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
+    await terminateRun(controlFor(engine, ctx), runId)
     ctx.body = { runId }
   })
 
   router.post('/v1/runs/:id/resume', async (ctx) => {
-    const { runId } = await getRun(pool, readId(ctx.params).id)
-    await resumeRun(controlFor(ctx), runId)
+    const { runId } = await getRun(controlFor(engine, ctx), readId(ctx.params).id)
+    await resumeRun(controlFor(engine, ctx), runId)
     ctx.status = 202
     ctx.body = { runId }
   })
@@ -174,8 +173,8 @@ function steerRoutes(router: Router<RequestState>, engine: Engine, readBody: Rea
   router.post('/v1/runs/:id/restart', async (ctx) => {
     const { id } = readId(ctx.params)
     const { from, version } = readRestart(await readBody(ctx, {}))
-    const run = await getRun(pool, id)
-    const runId = await restartFrom(controlFor(ctx), run.runId, { from, version })
+    const run = await getRun(controlFor(engine, ctx), id)
+    const runId = await restartFrom(controlFor(engine, ctx), run.runId, { from, version })
     ctx.status = 201
     ctx.set('Location', `/v1/runs/${runId}`)
     ctx.body = { runId, id: run.id ?? runId }

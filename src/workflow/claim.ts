@@ -5,7 +5,7 @@ import type { Recorded, RunRow } from './live.ts'
 import { inSession } from './session.ts'
 
 const TAKEN = `returning r.run_id, r.id, r.generation, r.name, r.version, r.queue, r.priority, r.concurrency_key,
-    r.input::text as input, r.epoch, r.wakes, r.parent_id, r.chain_id, r.traceparent,
+    r.input::text as input, r.epoch, r.wakes, r.parent_id, r.chain_id, r.traceparent, r.tenant,
     extract(epoch from r.created_at)::float8 * 1000 as created_at,
     extract(epoch from coalesce(picked.due_at, case when r.epoch = 1 then r.created_at end))::float8 * 1000 as wanted_at,
     extract(epoch from r.deadline_at)::float8 * 1000 as deadline_at`
@@ -135,6 +135,7 @@ export async function claimRuns(
       wakes: row.wakes,
       parentId: row.parent_id,
       chainId: row.chain_id,
+      tenant: row.tenant,
       traceparent: row.traceparent,
       createdAt: row.created_at,
       deadlineAt: row.deadline_at,

@@ -60,7 +60,7 @@ export async function startDefined(
   input: unknown,
   options: StartOptions,
 ): Promise<Handle> {
-  const row = newRun(definition, input, options)
+  const row = newRun(engine.control.tenant, definition, input, options)
   for (;;) {
     if (await engine.begin(row)) return handleOf(engine, row.runId, row.id)
     const last = await lastOf(engine, row.id!)
@@ -111,7 +111,7 @@ export async function startRunIn<I, O>(
   input: I,
   options: Omit<StartOptions, 'onConflict' | 'reuse'> = {},
 ): Promise<Handle<O>> {
-  const row = newRun(workflow, input, options)
+  const row = newRun(engine.control.tenant, workflow, input, options)
   if (!(await insertRunIn(tx, row))) throw new MillraceError('conflict', `A run with id ${row.id} exists`)
   return handleOf<O>(engine, row.runId, row.id)
 }
@@ -124,7 +124,10 @@ export async function findRun<O = unknown>(engine: Engine, id: string): Promise<
   const last = await lastOf(engine, id)
   if (last !== undefined) return handleOf<O>(engine, last.runId, id)
   if (UUID.test(id)) {
-    const { rows } = await engine.control.pool.query('select id from workflow_runs where run_id = $1', [id])
+    const { rows } = await engine.control.pool.query('select id from workflow_runs where run_id = $1 and tenant = $2', [
+      id,
+      engine.control.tenant,
+    ])
     if (rows[0] !== undefined) return handleOf<O>(engine, id, rows[0].id)
   }
   throw new MillraceError('not_found', `There is no run ${id}`)
@@ -134,8 +137,9 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
 
 async function lastOf(engine: Engine, id: string) {
   const { rows } = await engine.control.pool.query<{ runId: string; status: string; generation: number }>(
-    `select run_id as "runId", status, generation from workflow_runs where id = $1 order by generation desc limit 1`,
-    [id],
+    `select run_id as "runId", status, generation from workflow_runs
+     where id = $1 and tenant = $2 order by generation desc limit 1`,
+    [id, engine.control.tenant],
   )
   return rows[0]
 }

@@ -14,12 +14,14 @@ import type { StartOptions } from './start.ts'
  * @property databaseUrl  default: DATABASE_URL
  * @property natsUrl      default: NATS_URL; null for none: runs then begin within a sweep (half a second)
  * @property workflows    run in this process too; none: workers run them
+ * @property tenant       whose runs and schedules it starts and finds; default: TENANT
  * @property onError      hears of what fails in the background and is tried again; default: a line on stderr
  */
 export type ConnectOptions = {
   databaseUrl?: string
   natsUrl?: string | null
   workflows?: Workflow[]
+  tenant?: string
   onError?: (error: unknown, doing: string) => void
 }
 
@@ -58,14 +60,17 @@ export async function connect(options: ConnectOptions = {}): Promise<Client> {
   const database = connectDatabase(config, (error) => onError(error, 'lost a connection to Postgres'))
   const jobs = await startJobs(config.DATABASE_URL, { onError: (error) => onError(error, 'pg-boss') })
   const { workflows = [] } = options
-  const engine = await startEngine({ database, databaseUrl: config.DATABASE_URL, broker, jobs, onError }, { workflows })
+  const engine = await startEngine(
+    { database, databaseUrl: config.DATABASE_URL, broker, jobs, onError },
+    { workflows, tenant: options.tenant ?? given.TENANT },
+  )
   return {
     engine,
     start: (workflow, input, more) => startRun(engine, workflow, input, more),
     startIn: (tx, workflow, input, more) => startRunIn(engine, tx, workflow, input, more),
     find: <I, O>(_: Workflow<I, O>, id: string) => findRun<O>(engine, id),
-    list: (filter) => listRuns(engine.control.pool, filter),
-    history: (id) => exportHistory(engine.control.pool, id),
+    list: (filter) => listRuns(engine.control, filter),
+    history: (id) => exportHistory(engine.control, id),
     async close() {
       await engine.stop()
       await jobs.stop()

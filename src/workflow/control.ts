@@ -12,9 +12,16 @@ import { publishWakes } from './wakes.ts'
 
 /**
  * @property jobs  where failed runs are dead letters, or null
+ * @property tenant  whose runs are started and found; what has the id of a run has found it
  * @property by    who acts, for the audit trail; null: the program itself
  */
-export type ControlDeps = { pool: pg.Pool; broker: Broker | null; jobs: PgBoss | null; by: Actor | null }
+export type ControlDeps = {
+  pool: pg.Pool
+  broker: Broker | null
+  jobs: PgBoss | null
+  tenant: string
+  by: Actor | null
+}
 
 type Touched = { run_id: string; status: string; queue: string }
 
@@ -70,14 +77,14 @@ const RESTART = `
     update workflow_runs r set status = 'terminated' from old where r.run_id = old.run_id and old.status = 'stuck'),
   started as (
     insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input,
-      attributes, traceparent, epoch, deadline_at)
+      attributes, traceparent, epoch, deadline_at, tenant)
     select $2, id, case when id is null then 1 else
-        1 + (select max(generation) from workflow_runs l where l.id = old.id) end,
+        1 + (select max(generation) from workflow_runs l where l.id = old.id and l.tenant = old.tenant) end,
       name, coalesce($4, version), queue, priority, concurrency_key, 'queued', input, attributes, traceparent, 1,
-      clock_timestamp() + (deadline_at - created_at)
+      clock_timestamp() + (deadline_at - created_at), tenant
     from old
     where id is null or not exists (
-      select from workflow_runs o where o.id = old.id and o.run_id <> old.run_id
+      select from workflow_runs o where o.id = old.id and o.tenant = old.tenant and o.run_id <> old.run_id
         and o.status in ('queued', 'running', 'waiting', 'stuck'))
     returning run_id, status, queue)
   , copied as (

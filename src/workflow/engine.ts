@@ -16,6 +16,7 @@ import type { Actor } from '../access/audit.ts'
 import type { Broker } from '../broker/connect.ts'
 import type { DatabaseConnection } from '../db/connect.ts'
 import { MillraceError } from '../errors.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import type { Tracing } from '../telemetry/tracing.ts'
 import type { Claimed } from './claim.ts'
 import { type Clock, createClock, synchronise } from './clock.ts'
@@ -57,11 +58,14 @@ export type EngineDeps = {
  * @property workflows  what this process runs; none: it only starts runs and asks about them
  * @property queues     which queues it takes from; default: those of its workflows
  * @property runsMax    runs in memory at once
+ * @property tenant     whose runs and schedules calls of this engine start and find (default `default`); a worker runs
+ *                      those of all tenants
  */
 export type EngineOptions = {
   workflows?: Workflow[]
   queues?: string[]
   runsMax?: number
+  tenant?: string
   leaseMs?: number
   sweepMs?: number
 }
@@ -78,8 +82,11 @@ export type Engine = {
   stop: () => Promise<void>
 }
 
-/** The same engine at the service of someone whose acts are to be known. */
-export const actingFor = (engine: Engine, by: Actor): Engine => ({ ...engine, control: { ...engine.control, by } })
+/** The same engine at the service of someone who sees their tenant's runs, and whose acts are to be known. */
+export const actingFor = (engine: Engine, by: Actor): Engine => ({
+  ...engine,
+  control: { ...engine.control, by, tenant: by.tenant },
+})
 
 const RUNS_MAX = 2_000
 /** The fallback when NATS is away; also how late a hint that got lost can make a run. */
@@ -110,7 +117,7 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
     (error) => onError(error, 'reading results'),
   )
   const journal = openJournal(databaseUrl, worker, deps.jobs ?? null)
-  const control = { pool, broker, jobs: deps.jobs ?? null, by: null }
+  const control = { pool, broker, jobs: deps.jobs ?? null, tenant: options.tenant ?? OPERATOR_TENANT, by: null }
   const limits = readLimitedQueues(pool)
   if (worker !== null) await limits.refresh()
   const queues = options.queues ?? [...new Set(workflows.map((workflow) => workflow.queue))]

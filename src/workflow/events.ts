@@ -57,6 +57,7 @@ type Matched = {
   type: string | null
   path: string[] | null
   key: string | null
+  tenant: string | null
   n: string | null
   source: string | null
   id: string | null
@@ -70,16 +71,16 @@ const MAIL_MAX = sql.raw('100')
  * the time in ms, so that one which was cleared away and made again goes on above what its readers had taken.
  */
 const POST = sql`
-  insert into workflow_mailboxes as m (type, path, key, count, mail)
-  select type, path, key, base + count(*),
+  insert into workflow_mailboxes as m (type, path, key, tenant, count, mail)
+  select type, path, key, tenant, base + count(*),
     jsonb_agg(jsonb_build_object('n', base + n, 'source', source, 'id', id, 'ms', ms) order by n)
   from (
-    select type, path, key, source, id, ms,
-      row_number() over (partition by type, path, key order by published_at, stream_seq, stream_place) as n
+    select type, path, key, tenant, source, id, ms,
+      row_number() over (partition by type, path, key, tenant order by published_at, stream_seq, stream_place) as n
     from keyed where workflow = '') numbered,
     (select (extract(epoch from statement_timestamp()) * 1000)::bigint as base) based
-  group by type, path, key, base order by type, key, path
-  on conflict (type, key, path) do update set
+  group by type, path, key, tenant, base order by type, key, path, tenant
+  on conflict (type, key, path, tenant) do update set
     touched_at = clock_timestamp(),
     count = m.count + jsonb_array_length(excluded.mail),
     mail = (
@@ -93,7 +94,7 @@ const POST = sql`
             to_jsonb((new.one->>'n')::bigint - excluded.count + jsonb_array_length(excluded.mail) + m.count))
           from jsonb_array_elements(excluded.mail) new(one)) both_
         order by (one->>'n')::bigint desc limit ${MAIL_MAX}) newest)
-  returning m.type, m.path, m.key, m.count, m.mail`
+  returning m.type, m.path, m.key, m.tenant, m.count, m.mail`
 
 /** A UUIDv7 (RFC 9562) of now: Postgres has one of its own only since 18. */
 const UUIDV7 = sql.raw(`encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing
@@ -104,7 +105,7 @@ const match = (inserted: string): SQL => sql`
     select e.*, f.traceparent
     from jsonb_to_recordset(${inserted}::jsonb)
         f(seq bigint, "publishedMs" float8, place int, events int, traceparent text), lateral (
-      select source, id, type, subject, data, extensions, published_at, stream_seq, stream_place from events e
+      select source, id, type, subject, data, extensions, published_at, stream_seq, stream_place, tenant from events e
       where e.published_at = to_timestamp(f."publishedMs" / 1000) and e.stream_seq = f.seq
         and e.stream_place >= f.place and e.stream_place < f.place + f.events offset 0) e),
   keyed as materialized (
@@ -119,44 +120,46 @@ const match = (inserted: string): SQL => sql`
     where key is not null and length(key) <= 512),
   posted as (${POST}),
   triggered as (
-    select distinct on (workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end) *,
+    select distinct on (tenant, workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end) *,
       case when path <> '{}' then workflow || ':' || key end as run_key
     from keyed where workflow <> ''
-    order by workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end, published_at,
+    order by tenant, workflow, path, case when path = '{}' then source || e'\\x1f' || id else key end, published_at,
       stream_seq, stream_place),
   started as (
     insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, traceparent,
-      deadline_at, created_at)
+      deadline_at, created_at, tenant)
     select ${UUIDV7}, t.run_key,
       case when t.reuse = 'never' or t.run_key is null then 1 else coalesce((
         select case when l.status in ('queued', 'running', 'waiting', 'stuck') then l.generation else l.generation + 1 end
-        from workflow_runs l where l.id = t.run_key order by l.generation desc limit 1), 1) end,
+        from workflow_runs l where l.id = t.run_key and l.tenant = t.tenant order by l.generation desc limit 1), 1) end,
       t.workflow, t.version, t.queue, t.priority, t.concurrency_key, 'queued', t.data, nullif(t.traceparent, ''),
       clock_timestamp() + t.timeout_ms * interval '1 ms',
       -- Before every event of this transaction, so that those of its own batch count as since its start.
-      transaction_timestamp()
+      transaction_timestamp(), t.tenant
     from triggered t order by t.run_key
     on conflict do nothing
     returning queue)
-  select distinct 'started' as kind, queue, null as type, null::text[] as path, null as key, null::bigint as n,
+  select distinct 'started' as kind, queue, null as type, null::text[] as path, null as key, null as tenant, null::bigint as n,
     null as source, null as id
   from started
   union all
-  select 'posted', null, p.type, p.path, p.key, (mail.one->>'n')::bigint, k.source, k.id
-  from posted p join keyed k on k.workflow = '' and k.type = p.type and k.path = p.path and k.key = p.key,
+  select 'posted', null, p.type, p.path, p.key, p.tenant, (mail.one->>'n')::bigint, k.source, k.id
+  from posted p join keyed k on k.workflow = '' and k.type = p.type and k.path = p.path and k.key = p.key
+      and k.tenant = p.tenant,
     jsonb_array_elements(p.mail) mail(one)
   where mail.one->>'source' = k.source and mail.one->>'id' = k.id`
 
 /** Each open wait takes the first of the events just posted: earlier ones it has already looked through. */
 const wake = (posted: string): SQL => sql`
   with posted as (
-    select distinct on (type, path, key) *
-    from jsonb_to_recordset(${posted}::jsonb) p(type text, path text[], key text, n bigint, source text, id text)
-    order by type, path, key, n),
+    select distinct on (type, path, key, tenant) *
+    from jsonb_to_recordset(${posted}::jsonb)
+      p(type text, path text[], key text, tenant text, n bigint, source text, id text)
+    order by type, path, key, tenant, n),
   hit as (
     update workflow_waits w set mail_number = p.n, source = p.source, event_id = p.id
     from posted p
-    where w.type = p.type and w.key = p.key and w.path = p.path and w.source is null
+    where w.type = p.type and w.key = p.key and w.path = p.path and w.tenant = p.tenant and w.source is null
     returning w.run_id),
   locked as materialized (
     select r.run_id from workflow_runs r where r.run_id in (select run_id from hit) order by r.run_id for update)
@@ -171,7 +174,7 @@ export const backfill = (type: string, path: string[], sinceMs: number): SQL => 
     select * from (
       select e.*, extract(epoch from published_at) * 1000 as ms, '' as workflow, p.path, case when p.path = '{}' then '' else jsonb_build_object('source', e.source,
         'id', e.id, 'type', e.type, 'subject', e.subject, 'data', e.data, 'extensions', e.extensions) #>> p.path end as key
-      from (select source, id, type, subject, data, extensions, published_at, stream_seq, stream_place from events
+      from (select source, id, type, subject, data, extensions, published_at, stream_seq, stream_place, tenant from events
           where published_at >= to_timestamp(${sinceMs}::float8 / 1000) and type = ${type}
           order by published_at limit 100000) e,
         (select array(select json_array_elements_text(${JSON.stringify(path)}::json)) as path) p) k

@@ -12,7 +12,8 @@ import type { Broker } from '../broker/connect.ts'
 import type { StartRow } from './journal-sql.ts'
 import type { Ending } from './results.ts'
 
-const OFFER = 'millrace.offer.'
+/** Another subject than that of versions whose workers did not know tenants. */
+const OFFER = 'millrace.offer2.'
 const ENDINGS = 'millrace.ends.'
 /** Workers of a queue share its offers. */
 const WORKERS = 'millrace-workers'

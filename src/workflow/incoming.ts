@@ -46,7 +46,7 @@ const NEWS = `
   select w.run_id, 'event', w.pos::text, 'completed',
     json_build_object('mail', w.mail_number, 'event', json_build_object('source', e.source, 'id', e.id, 'type', e.type,
       'subject', e.subject, 'time', e.time, 'data', e.data))::text, null
-  from workflow_waits w join event_ids i on i.key = event_key('default', w.source, w.event_id)
+  from workflow_waits w join event_ids i on i.key = event_key(w.tenant, w.source, w.event_id)
     join events e using (published_at, stream_seq, stream_place)
   where w.run_id = any($1::uuid[]) and w.source is not null
   union all
@@ -193,7 +193,7 @@ async function listenThenWait(
   run.executing -= 1
   if (run.over) return
   const row = { ...call, runId, epoch, ord: null, output: null, error: null, at: run.runner.clock.now() }
-  const waits = [{ ...wait, runId, pos, path: JSON.stringify(wait.path) }]
+  const waits = [{ ...wait, runId, pos, path: JSON.stringify(wait.path), tenant: run.row.tenant }]
   writeEntry(run, { steps: [row], waits }, (replies) => {
     // An event of this key was there already.
     if (replies.some((reply) => reply.kind === 'waits')) run.runner.refresh([runId])
@@ -227,7 +227,12 @@ export type ChildOptions = Omit<StartOptions, 'id' | 'onConflict' | 'reuse' | 't
 /** Starts a child in the commit that records the call, and gives its result. */
 export function callChild(run: LiveRun, workflow: Workflow, input: unknown, options: ChildOptions): Promise<unknown> {
   const traceparent = traceparentOf(run.span, run.row.traceparent)
-  const started = { ...newRun(workflow, input, options), parentId: run.row.runId, traceparent, starter: run.row }
+  const started = {
+    ...newRun(run.row.tenant, workflow, input, options),
+    parentId: run.row.runId,
+    traceparent,
+    starter: run.row,
+  }
   const { pos, recorded } = openCall(run, 'child', workflow.name)
   const call = { pos, kind: 'child', name: workflow.name, attempt: 1, ms: null } as const
   const result = awaitResult(run, call)

@@ -28,6 +28,7 @@ export type StartRow = {
   starter: { runId: string; epoch: number } | null
   /** ms since 1970 on the database's clock, just before the insert: the run's first `now()`. */
   createdAt: number
+  tenant: string
 }
 
 export type StepRow = {
@@ -54,6 +55,7 @@ export type WaitRow = {
   key: string
   sinceMs: number
   after: number
+  tenant: string
 }
 export type ParkRow = { runId: string; epoch: number; wakes: number; dueAt: number | null }
 export type FinishRow = {
@@ -124,20 +126,20 @@ export const STATEMENTS = {
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share)
       insert into workflow_runs (run_id, id, generation, name, version, queue, priority, concurrency_key, status, input,
-        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id, chain_id, created_at)
+        attributes, traceparent, worker, epoch, due_at, deadline_at, parent_id, chain_id, created_at, tenant)
       select s.run_id, s.id, s.generation, s.name, s.version, s.queue, s.priority, s.concurrency_key, s.status, s.input,
         s.attributes, s.traceparent,
         case when s.status = 'running' then $1::uuid end,
         case when s.status = 'running' then 1 else 0 end,
         clock_timestamp() + s.delay_ms * interval '1 ms',
         clock_timestamp() + s.timeout_ms * interval '1 ms',
-        s.parent_id, s.chain_id, to_timestamp(s.created_at / 1000)
+        s.parent_id, s.chain_id, to_timestamp(s.created_at / 1000), s.tenant
       from unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::text[],
         $10::text[], $11::json[], $12::jsonb[], $13::text[], $14::float8[], $15::float8[], $16::uuid[],
         $17::uuid[], $18::float8[],
-        $19::uuid[], $20::int[])
+        $19::uuid[], $20::int[], $21::text[])
         s(run_id, id, generation, name, version, queue, priority, concurrency_key, status, input, attributes,
-          traceparent, delay_ms, timeout_ms, parent_id, chain_id, created_at, starter_id, starter_epoch)
+          traceparent, delay_ms, timeout_ms, parent_id, chain_id, created_at, starter_id, starter_epoch, tenant)
       where (s.status <> 'running' or exists (select from lease))
         and (s.starter_id is null or exists (
           select from workflow_runs r
@@ -164,6 +166,7 @@ export const STATEMENTS = {
       bare(rows.map((row) => row.createdAt)),
       bare(rows.map((row) => row.starter?.runId ?? null)),
       bare(rows.map((row) => row.starter?.epoch ?? null)),
+      quoted(rows.map((row) => row.tenant)),
     ],
   }),
 
@@ -191,24 +194,24 @@ export const STATEMENTS = {
     text: `
       with lease as materialized (select id from workflow_workers where id = $1 for key share),
       asked as materialized (
-        select s.run_id, s.pos, s.type, array(select json_array_elements_text(s.path::json)) as path, s.key, s.since_ms, s.after
-        from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[])
-          s(run_id, pos, type, path, key, since_ms, after)),
+        select s.run_id, s.pos, s.type, array(select json_array_elements_text(s.path::json)) as path, s.key, s.since_ms, s.after, s.tenant
+        from lease, unnest($2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[], $9::text[])
+          s(run_id, pos, type, path, key, since_ms, after, tenant)),
       boxes as (
-        insert into workflow_mailboxes as m (type, path, key, count)
-        select distinct type, path, key, (extract(epoch from statement_timestamp()) * 1000)::bigint from asked
-        order by type, key, path
-        on conflict (type, key, path) do update set touched_at = clock_timestamp()
-        returning m.type, m.path, m.key, m.mail),
+        insert into workflow_mailboxes as m (type, path, key, tenant, count)
+        select distinct type, path, key, tenant, (extract(epoch from statement_timestamp()) * 1000)::bigint from asked
+        order by type, key, path, tenant
+        on conflict (type, key, path, tenant) do update set touched_at = clock_timestamp()
+        returning m.type, m.path, m.key, m.tenant, m.mail),
       found as materialized (
         select distinct on (a.run_id, a.pos) a.run_id, a.pos, (mail.value->>'n')::bigint as n,
           mail.value->>'source' as source, mail.value->>'id' as id
-        from asked a join boxes b using (type, path, key), jsonb_array_elements(b.mail) mail
+        from asked a join boxes b using (type, path, key, tenant), jsonb_array_elements(b.mail) mail
         where (mail.value->>'n')::bigint > a.after and (mail.value->>'ms')::float8 >= a.since_ms
         order by a.run_id, a.pos, (mail.value->>'n')::bigint),
       waits as (
-        insert into workflow_waits (run_id, pos, type, path, key, mail_number, source, event_id)
-        select a.run_id, a.pos, a.type, a.path, a.key, f.n, f.source, f.id
+        insert into workflow_waits (run_id, pos, type, path, key, mail_number, source, event_id, tenant)
+        select a.run_id, a.pos, a.type, a.path, a.key, f.n, f.source, f.id, a.tenant
         from asked a left join found f using (run_id, pos)
         on conflict (run_id, pos) do nothing)
       select run_id from found`,
@@ -221,6 +224,7 @@ export const STATEMENTS = {
       quoted(rows.map((row) => row.key)),
       bare(rows.map((row) => row.sinceMs)),
       bare(rows.map((row) => row.after)),
+      quoted(rows.map((row) => row.tenant)),
     ],
   }),
 

@@ -109,10 +109,10 @@ export async function clearMailboxes(pool: pg.Pool): Promise<void> {
     name: 'millrace_clear_mailboxes',
     text: `
       delete from workflow_mailboxes m using (
-        select type, key, path from workflow_mailboxes
+        select type, key, path, tenant from workflow_mailboxes
         where touched_at < statement_timestamp() - $1 * interval '1 day'
         order by touched_at limit 1000 for update skip locked) old
-      where m.type = old.type and m.key = old.key and m.path = old.path`,
+      where m.type = old.type and m.key = old.key and m.path = old.path and m.tenant = old.tenant`,
     values: [MAIL_DAYS],
   })
 }

@@ -59,6 +59,7 @@ export type RunRow = {
   /** ms since 1970 */
   createdAt: number
   deadlineAt: number | null
+  tenant: string
 }
 
 /** A line of the journal as read back. */

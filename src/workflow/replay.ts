@@ -60,7 +60,7 @@ export async function replayRuns(
     ...filter
   }: Omit<RunFilter, 'status'> & { step?: number | string; version?: string; dryRun?: boolean },
 ): Promise<{ runs: ReplayOutcome[]; next: string | null }> {
-  const { runs, next } = await listRuns(deps.pool, { ...filter, status: ['failed', 'stuck'] })
+  const { runs, next } = await listRuns(deps, { ...filter, status: ['failed', 'stuck'] })
   const outcomes: ReplayOutcome[] = []
   for (const { runId, id, name, status, error } of runs) {
     const about = { runId, id, name, error: error?.message ?? '' }
@@ -86,7 +86,7 @@ export async function replayRuns(
 }
 
 const SUCCESSOR = `
-  select l.run_id from workflow_runs r join workflow_runs l on l.id = r.id and l.generation > r.generation
+  select l.run_id from workflow_runs r join workflow_runs l on l.id = r.id and l.tenant = r.tenant and l.generation > r.generation
   where r.run_id = $1 limit 1`
 
 async function refuseSucceeded({ pool, jobs }: ControlDeps, runId: string): Promise<void> {

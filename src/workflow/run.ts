@@ -100,7 +100,7 @@ const completed = (run: LiveRun, output: unknown): RunEnd => ({
 
 function continued(run: LiveRun, { input }: Continuation): RunEnd {
   const { row, workflow } = run
-  const next = newRun(workflow, input, { queue: row.queue, priority: row.priority })
+  const next = newRun(row.tenant, workflow, input, { queue: row.queue, priority: row.priority })
   const shared = {
     id: row.id,
     generation: row.generation + 1,

@@ -55,6 +55,9 @@ export type RunFilter = {
   limit?: number
 }
 
+/** Whose runs are looked at. */
+type Reach = { pool: pg.Pool; tenant: string }
+
 /** A filter that no index serves reads run after run; past this a narrower one is the better question. */
 const READ_MS_MAX = 5_000
 const QUERY_CANCELED = '57014'
@@ -67,7 +70,7 @@ const SUMMARY = `run_id as "runId", id, name, version, queue, priority, concurre
 /** Run ids begin with their time, so the primary key is the order of creation. */
 const LIST = `
   select ${SUMMARY} from workflow_runs
-  where ($1::uuid is null or run_id < $1)
+  where tenant = $12 and ($1::uuid is null or run_id < $1)
     and ($2::text is null or name = $2)
     and ($3::text[] is null or status = any($3))
     and ($4::text is null or id = $4)
@@ -86,8 +89,9 @@ const GET = `
     (select count(*)::int from workflow_steps s where s.run_id = r.run_id) as steps
   from workflow_runs r
   where run_id = coalesce(
-    (select run_id from workflow_runs where id = $1::text order by generation desc limit 1),
-    case when $1::text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then ($1::text)::uuid end)`
+    (select run_id from workflow_runs where id = $1::text and tenant = $2 order by generation desc limit 1),
+    case when $1::text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then ($1::text)::uuid end)
+    and tenant = $2`
 
 const HISTORY = `
   select pos, ord, kind, name, output, error, attempt, due_at as "dueAt", at, ms from workflow_steps
@@ -95,7 +99,7 @@ const HISTORY = `
 
 /** @throws MillraceError `overloaded` for a filter that would read too much */
 export async function listRuns(
-  pool: pg.Pool,
+  { pool, tenant }: Reach,
   { limit = 100, ...filter }: RunFilter,
 ): Promise<{ runs: RunSummary[]; next: string | null }> {
   const dead = filter.status?.length && filter.status.every((status) => status === 'failed' || status === 'stuck')
@@ -112,6 +116,7 @@ export async function listRuns(
     JSON.stringify(typed(filter.attributes ?? {})),
     // One more tells whether there is a next page.
     limit + 1,
+    tenant,
   ]
   const rows = await readBounded<RunSummary>(pool, dead ? LIST_DEAD : LIST, values)
   const runs = rows.slice(0, limit)
@@ -151,8 +156,8 @@ async function readBounded<Row extends object>(pool: pg.Pool, text: string, valu
  * One run, by its own id or by the id it was started under (then the last run of that id).
  * @throws MillraceError `not_found`
  */
-export async function getRun(pool: pg.Pool, id: string): Promise<RunDetail> {
-  const { rows } = await pool.query<RunDetail>(GET, [id])
+export async function getRun({ pool, tenant }: Reach, id: string): Promise<RunDetail> {
+  const { rows } = await pool.query<RunDetail>(GET, [id, tenant])
   if (rows[0] === undefined) throw new MillraceError('not_found', `There is no run ${id}`)
   return rows[0]
 }
@@ -193,8 +198,9 @@ export type ExportedHistory = Pick<RunDetail, 'runId' | 'id' | 'name' | 'version
 }
 
 /** A run whole, for `replayHistory` of millrace/testing. @throws MillraceError `not_found` */
-export async function exportHistory(pool: pg.Pool, id: string): Promise<ExportedHistory> {
-  const run = await getRun(pool, id)
+export async function exportHistory(reach: Reach, id: string): Promise<ExportedHistory> {
+  const { pool } = reach
+  const run = await getRun(reach, id)
   const lines: HistoryLine[] = []
   for (let after: number | null = -2; after !== null; ) {
     const page = await readHistory(pool, run.runId, { after })

@@ -67,10 +67,10 @@ export function scheduleRoutes(engine: Engine, config: Config): Routes {
   const readBackfill = bodyReader<{ from: string; to: string }>(backfillBody)
 
   router.get('/v1/schedules', async (ctx) => {
-    ctx.body = { schedules: await listSchedules(engine) }
+    ctx.body = { schedules: await listSchedules(actingFor(engine, ctx.state.caller)) }
   })
   router.get('/v1/schedules/:name', async (ctx) => {
-    ctx.body = await getSchedule(engine, readName(ctx.params).name)
+    ctx.body = await getSchedule(actingFor(engine, ctx.state.caller), readName(ctx.params).name)
   })
   router.put('/v1/schedules/:name', async (ctx) => {
     const spec = readSpec(await readBody(ctx))

@@ -13,6 +13,7 @@ import { type Database, inTransaction, type Transaction } from '../db/connect.ts
 import { SCHEDULE_RINGS, within } from '../db/jobs.ts'
 import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import { cancelRuns, terminateRun } from './control.ts'
 import { findDefinition } from './definitions.ts'
 import type { Engine } from './engine.ts'
@@ -61,14 +62,14 @@ export type Schedule = {
   started: number
   skipped: number
 }
-type Row = Schedule & { revision: number; running: string[]; nowMs: number }
+type Row = Schedule & { tenant: string; revision: number; running: string[]; nowMs: number }
 
 const COLUMNS =
   sql.raw(`name, workflow, version, input, options, cron, every_ms::float8 as "everyMs", timezone, overlap,
   catch_up_ms::float8 as "catchUpMs", paused, to_json(next_at) as "nextAt",
   to_json(buffered_at) as "bufferedAt", to_json(last_at) as "lastAt",
   last_run_id as "lastRunId", started::float8 as started, skipped::float8 as skipped`)
-const LOCKED = sql.raw(`revision, running, extract(epoch from clock_timestamp())::float8 * 1000 as "nowMs"`)
+const LOCKED = sql.raw(`tenant, revision, running, extract(epoch from clock_timestamp())::float8 * 1000 as "nowMs"`)
 
 const EVERY_MS_MIN = 1_000
 /** How often a run that a time waits for is looked at. */
@@ -95,17 +96,18 @@ export async function setSchedule(engine: Engine, name: string, spec: ScheduleSp
     throw new MillraceError('invalid_request', `every must be at least ${EVERY_MS_MIN} ms`)
   const { timezone = 'UTC', overlap = 'skip', options = {}, cron = null, version = null } = spec
   const catchUpMs = milliseconds(spec.catchUp ?? '1m')
+  const { tenant } = engine.control
   const definition = await findDefinition(engine.control.pool, spec.workflow, version)
-  newRun(definition, spec.input, options)
+  newRun(tenant, definition, spec.input, options)
   const input = encode(spec.input, 'The input')
   return inTransaction(databaseOf(engine), async (tx) => {
     const next = following(engine, { cron, everyMs, timezone }, await nowOf(tx))
     const { rows } = await tx.execute<Schedule & { revision: number }>(sql`
       insert into workflow_schedules as s
-        (name, workflow, version, input, options, cron, every_ms, timezone, overlap, catch_up_ms, next_at)
-      values (${name}, ${spec.workflow}, ${version}, ${input}::json, ${JSON.stringify(options)}::jsonb, ${cron}, ${everyMs},
+        (tenant, name, workflow, version, input, options, cron, every_ms, timezone, overlap, catch_up_ms, next_at)
+      values (${tenant}, ${name}, ${spec.workflow}, ${version}, ${input}::json, ${JSON.stringify(options)}::jsonb, ${cron}, ${everyMs},
         ${timezone}, ${overlap}, ${catchUpMs}, ${next})
-      on conflict (name) do update set
+      on conflict (name, tenant) do update set
         workflow = excluded.workflow, version = excluded.version, input = excluded.input, options = excluded.options,
         overlap = excluded.overlap, catch_up_ms = excluded.catch_up_ms, cron = excluded.cron,
         every_ms = excluded.every_ms, timezone = excluded.timezone,
@@ -116,7 +118,7 @@ export async function setSchedule(engine: Engine, name: string, spec: ScheduleSp
       returning ${COLUMNS}, revision`)
     const { revision, ...schedule } = rows[0]!
     const stored = withDates(schedule)
-    await sendRing(engine, tx, name, revision, stored.nextAt)
+    await sendRing(engine, tx, { tenant, name, revision }, stored.nextAt)
     await note(engine, tx, 'set', name, spec)
     return stored
   })
@@ -124,7 +126,7 @@ export async function setSchedule(engine: Engine, name: string, spec: ScheduleSp
 
 export async function listSchedules(engine: Engine): Promise<Schedule[]> {
   const { rows } = await databaseOf(engine).execute<Schedule>(
-    sql`select ${COLUMNS} from workflow_schedules order by name`,
+    sql`select ${COLUMNS} from workflow_schedules where tenant = ${engine.control.tenant} order by name`,
   )
   return rows.map(withDates)
 }
@@ -132,7 +134,7 @@ export async function listSchedules(engine: Engine): Promise<Schedule[]> {
 /** @throws MillraceError `not_found` */
 export async function getSchedule(engine: Engine, name: string): Promise<Schedule> {
   const { rows } = await databaseOf(engine).execute<Schedule>(
-    sql`select ${COLUMNS} from workflow_schedules where name = ${name}`,
+    sql`select ${COLUMNS} from workflow_schedules where name = ${name} and tenant = ${engine.control.tenant}`,
   )
   return rows[0] === undefined ? missing(name) : withDates(rows[0])
 }
@@ -140,7 +142,9 @@ export async function getSchedule(engine: Engine, name: string): Promise<Schedul
 /** Its runs go on. @throws MillraceError `not_found` */
 export async function removeSchedule(engine: Engine, name: string): Promise<void> {
   await inTransaction(databaseOf(engine), async (tx) => {
-    const { rowCount } = await tx.execute(sql`delete from workflow_schedules where name = ${name}`)
+    const { rowCount } = await tx.execute(
+      sql`delete from workflow_schedules where name = ${name} and tenant = ${engine.control.tenant}`,
+    )
     if (rowCount === 0) missing(name)
     await note(engine, tx, 'remove', name)
   })
@@ -149,13 +153,13 @@ export async function removeSchedule(engine: Engine, name: string): Promise<void
 /** Times that pass while a schedule is paused start nothing; backfill can make up for them. */
 export async function pauseSchedule(engine: Engine, name: string, paused: boolean): Promise<Schedule> {
   return inTransaction(databaseOf(engine), async (tx) => {
-    const row = await lock(tx, name)
+    const row = await lock(tx, { name, tenant: engine.control.tenant })
     if (row === undefined) return missing(name)
     const next = paused ? row.nextAt : following(engine, row, row.nowMs)
     const { rows } = await tx.execute<Schedule>(sql`
       update workflow_schedules set paused = ${paused}, revision = revision + 1, next_at = ${next}, buffered_at = null
-      where name = ${name} returning ${COLUMNS}`)
-    if (!paused) await sendRing(engine, tx, name, row.revision + 1, next)
+      where name = ${name} and tenant = ${row.tenant} returning ${COLUMNS}`)
+    if (!paused) await sendRing(engine, tx, { ...row, revision: row.revision + 1 }, next)
     await note(engine, tx, paused ? 'pause' : 'resume', name)
     return withDates(rows[0]!)
   })
@@ -164,7 +168,7 @@ export async function pauseSchedule(engine: Engine, name: string, paused: boolea
 /** Starts a run of the schedule now, whatever runs. @returns its id */
 export async function triggerSchedule(engine: Engine, name: string): Promise<string> {
   const { runId } = await inTransaction(databaseOf(engine), async (tx) => {
-    const row = await lock(tx, name)
+    const row = await lock(tx, { name, tenant: engine.control.tenant })
     if (row === undefined) return missing(name)
     const started = await startAt(engine, tx, row, row.nowMs)
     await note(engine, tx, 'trigger', name, { runId: started.runId })
@@ -185,7 +189,7 @@ export async function backfillSchedule(
   to: Date,
 ): Promise<{ at: Date; runId: string; outcome: 'started' | 'had run' }[]> {
   return inTransaction(databaseOf(engine), async (tx) => {
-    const row = await lock(tx, name)
+    const row = await lock(tx, { name, tenant: engine.control.tenant })
     if (row === undefined) return missing(name)
     const times: Date[] = []
     for (let at = following(engine, row, from.getTime() - 1); at < to && at.getTime() <= row.nowMs; ) {
@@ -209,16 +213,12 @@ export async function backfillSchedule(
  */
 export async function watchSchedules(engine: Engine): Promise<() => Promise<void>> {
   const jobs = jobsOf(engine)
-  await jobs.work<{ name: string; revision: number }>(
-    SCHEDULE_RINGS,
-    { pollingIntervalSeconds: 0.5, batchSize: RINGS_MAX },
-    async (rung) => {
-      const failures: unknown[] = []
-      for (const { data } of rung) await ring(engine, data.name, data.revision).catch((error) => failures.push(error))
-      // pg-boss rings all of them again; those that have rung do nothing then.
-      if (failures.length > 0) throw failures[0]
-    },
-  )
+  await jobs.work<Ring>(SCHEDULE_RINGS, { pollingIntervalSeconds: 0.5, batchSize: RINGS_MAX }, async (rung) => {
+    const failures: unknown[] = []
+    for (const { data } of rung) await ring(engine, data).catch((error) => failures.push(error))
+    // pg-boss rings all of them again; those that have rung do nothing then.
+    if (failures.length > 0) throw failures[0]
+  })
   const lookAround = () => sendLostRings(engine).catch((error) => engine.deps.onError(error, 'looking for lost rings'))
   const looking = setInterval(lookAround, LOST_MS)
   await lookAround()
@@ -228,11 +228,14 @@ export async function watchSchedules(engine: Engine): Promise<() => Promise<void
   }
 }
 
+/** @property tenant  absent: `default`, as a process of an earlier version says it */
+type Ring = { tenant?: string; name: string; revision: number }
+
 /** Starts what is due, and asks to be rung again. */
-export async function ring(engine: Engine, name: string, revision: number): Promise<void> {
+export async function ring(engine: Engine, { tenant = OPERATOR_TENANT, name, revision }: Ring): Promise<void> {
   const queues = new Set<string>()
   await inTransaction(databaseOf(engine), async (tx) => {
-    const row = await lock(tx, name)
+    const row = await lock(tx, { name, tenant })
     if (row === undefined || row.revision !== revision || row.paused) return
     let open = await openRuns(tx, row.running)
     const begin = async (atMs: number) => {
@@ -260,9 +263,9 @@ export async function ring(engine: Engine, name: string, revision: number): Prom
       update workflow_schedules set next_at = ${row.nextAt}, running = ${`{${open.join(',')}}`}::uuid[],
         buffered_at = ${row.bufferedAt}, last_at = ${row.lastAt}, last_run_id = ${row.lastRunId},
         started = ${row.started}, skipped = ${row.skipped}
-      where name = ${name}`)
+      where name = ${name} and tenant = ${tenant}`)
     const lookAt = new Date(Math.min(row.nextAt.getTime(), row.nowMs + BUFFER_LOOK_MS))
-    await sendRing(engine, tx, name, revision, row.bufferedAt === null ? row.nextAt : lookAt)
+    await sendRing(engine, tx, row, row.bufferedAt === null ? row.nextAt : lookAt)
   })
   publishWakes(engine.deps.broker, { queues: [...queues], runs: [] })
 }
@@ -276,9 +279,9 @@ function missing(name: string): never {
   throw new MillraceError('not_found', `There is no schedule ${name}`)
 }
 
-async function lock(tx: Transaction, name: string): Promise<Row | undefined> {
+async function lock(tx: Transaction, { name, tenant }: { name: string; tenant: string }): Promise<Row | undefined> {
   const { rows } = await tx.execute<Row>(
-    sql`select ${COLUMNS}, ${LOCKED} from workflow_schedules where name = ${name} for update`,
+    sql`select ${COLUMNS}, ${LOCKED} from workflow_schedules where name = ${name} and tenant = ${tenant} for update`,
   )
   return rows[0] === undefined ? undefined : withDates(rows[0])
 }
@@ -316,10 +319,10 @@ function following(engine: Engine, { cron, everyMs, timezone }: Times, afterMs: 
 async function startAt(engine: Engine, tx: Transaction, row: Row, atMs: number) {
   const id = `${row.name}/${new Date(atMs).toISOString()}`
   const definition = await findDefinition(engine.control.pool, row.workflow, row.version)
-  const run = newRun(definition, row.input ?? undefined, { ...row.options, id })
+  const run = newRun(row.tenant, definition, row.input ?? undefined, { ...row.options, id })
   if (await insertRunIn(tx, run)) return { runId: run.runId, queue: run.queue, isNew: true }
   const { rows } = await tx.execute<{ run_id: string }>(
-    sql`select run_id from workflow_runs where id = ${id} order by generation desc limit 1`,
+    sql`select run_id from workflow_runs where id = ${id} and tenant = ${row.tenant} order by generation desc limit 1`,
   )
   return { runId: rows[0]!.run_id, queue: run.queue, isNew: false }
 }
@@ -344,20 +347,26 @@ async function terminateAll(engine: Engine, runIds: string[]): Promise<string[]>
   return []
 }
 
-async function sendRing(engine: Engine, tx: Transaction, name: string, revision: number, at: Date): Promise<void> {
+async function sendRing(
+  engine: Engine,
+  tx: Transaction,
+  { tenant, name, revision }: Required<Ring>,
+  at: Date,
+): Promise<void> {
+  const singletonKey = tenant === OPERATOR_TENANT ? `${name}/${revision}` : `${tenant}/${name}/${revision}`
   await jobsOf(engine).send(
     SCHEDULE_RINGS,
-    { name, revision },
-    { startAfter: new Date(at), singletonKey: `${name}/${revision}`, db: within(tx) },
+    { tenant, name, revision },
+    { startAfter: new Date(at), singletonKey, db: within(tx) },
   )
 }
 
 async function sendLostRings(engine: Engine): Promise<void> {
   await inTransaction(databaseOf(engine), async (tx) => {
-    const { rows } = await tx.execute<{ name: string; revision: number; nextAt: Date }>(sql`
-      select name, revision, to_json(next_at) as "nextAt" from workflow_schedules
+    const { rows } = await tx.execute<Required<Ring> & { nextAt: Date }>(sql`
+      select tenant, name, revision, to_json(next_at) as "nextAt" from workflow_schedules
       where not paused and next_at < clock_timestamp() - ${LOST_MS}::float8 * interval '1 ms'`)
     // One that is there already keeps another out (policy `short`).
-    for (const { name, revision, nextAt } of rows) await sendRing(engine, tx, name, revision, nextAt)
+    for (const { nextAt, ...ring } of rows) await sendRing(engine, tx, ring, nextAt)
   })
 }

@@ -35,7 +35,7 @@ export type StartOptions = {
 }
 
 /** The row of a new run, checked. */
-export function newRun(workflow: Definition, input: unknown, options: StartOptions): StartRow {
+export function newRun(tenant: string, workflow: Definition, input: unknown, options: StartOptions): StartRow {
   for (const [name, text] of [
     ['id', options.id],
     ['concurrencyKey', options.concurrencyKey],
@@ -61,6 +61,7 @@ export function newRun(workflow: Definition, input: unknown, options: StartOptio
     chainId: null,
     starter: null,
     createdAt: 0,
+    tenant,
   }
 }
 

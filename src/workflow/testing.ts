@@ -10,6 +10,7 @@ import { uuidv7 } from 'uuidv7'
 import type { Database } from '../db/connect.ts'
 import { type Duration, milliseconds } from '../durations.ts'
 import { MillraceError } from '../errors.ts'
+import { OPERATOR_TENANT } from '../http/caller.ts'
 import { cancelRun, rest } from './calls.ts'
 import type { Run } from './context.ts'
 import type { Workflow } from './define.ts'
@@ -295,6 +296,7 @@ const rowOf = (workflow: Workflow, input: unknown, createdAt: number): RunRow =>
   wakes: 0,
   parentId: null,
   chainId: null,
+  tenant: OPERATOR_TENANT,
   traceparent: null,
   createdAt,
   deadlineAt: workflow.timeoutMs === null ? null : createdAt + workflow.timeoutMs,

@@ -32,6 +32,7 @@ export function outgoing(id: string, over: Record<string, unknown> = {}): Outgoi
     receivedMs: Date.now(),
     traceparent: TRACEPARENT,
     commitReply: '',
+    tenant: 'default',
     seq: 0,
     place: 0,
   }

@@ -73,7 +73,7 @@ test('a letter whose cause is gone is replayed as it was, under its identity', a
   assert.equal((await storedType('r1'))!.data, JSON.parse(event.payload).data)
   const [letter] = await listLetters(db, {}, { limit: 10 })
   assert.is(letter!.state, 'replayed')
-  const shown = await showLetter(db, letter!.deadLetterId)
+  const shown = await showLetter(db, null, letter!.deadLetterId)
   assert.equal(shown!.history.map(history), ['recorded by a worker', 'replayed by tester'])
   const { rows } = await db.execute(sql`select trace_id from events where id = 'r1'`)
   assert.is(String(rows[0]!.trace_id).replaceAll('-', ''), shown!.traceparent.slice(3, 35))
@@ -142,7 +142,7 @@ test('a replayed event that fails again is a dead letter again, with its whole h
   )
   await replay({}, { patch: FIX })
   await pipeline.settled(1, 0)
-  const shown = await showLetter(db, letters[0]!.deadLetterId)
+  const shown = await showLetter(db, null, letters[0]!.deadLetterId)
   const [first, second] = [letters[1]!.deadLetterId, letters[0]!.deadLetterId]
   assert.equal(
     shown!.history.map((each) => `${each.deadLetterId} ${history(each)}`),
@@ -192,7 +192,7 @@ test('discarded letters are closed, with who and why', async () => {
   assert.equal(kinds(outcomes), ['x1 discarded'])
   assert.equal(await pipeline.letters(), ['x2'])
   const [letter] = await listLetters(db, {}, { state: 'discarded', limit: 10 })
-  const shown = await showLetter(db, letter!.deadLetterId)
+  const shown = await showLetter(db, null, letter!.deadLetterId)
   assert.equal(shown!.history.at(-1)!.detail, { reason: 'a test' })
   assert.equal(kinds(await replay({ ids: ['x1'] })), [])
 })

@@ -76,6 +76,7 @@ function makeEvent(source: string, n: number): OutgoingEvent {
     receivedMs: Date.now(),
     traceparent: '',
     commitReply: '',
+    tenant: 'default',
     seq: 0,
     place: 0,
   }

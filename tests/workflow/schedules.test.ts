@@ -44,7 +44,7 @@ const come = async (name: string, count = 1) => {
     )
     // The ring that would come by itself is at work while it rings: it is no longer in the queue.
     await pool.query(`delete from pgboss.job where name = 'schedule-rings' and data->>'name' = $1`, [name])
-    await ring(engine, name, rows[0].revision)
+    await ring(engine, { name, revision: rows[0].revision })
   }
   return getSchedule(engine, name)
 }
@@ -103,7 +103,7 @@ test('buffer starts one more when the open run has ended', async () => {
   assert.equal([started, skipped, bufferedAt !== null], [1, 1, true])
   await terminateRun(engine.control, lastRunId!)
   const { rows } = await pool.query(`select revision from workflow_schedules where name = 'buffer'`)
-  await ring(engine, 'buffer', rows[0].revision)
+  await ring(engine, { name: 'buffer', revision: rows[0].revision })
   const after = await getSchedule(engine, 'buffer')
   assert.equal([after.started, after.bufferedAt], [2, null])
 })
@@ -140,7 +140,7 @@ test('times missed by longer than the catch-up are passed over', async () => {
     `update workflow_schedules set next_at = date_trunc('minute', clock_timestamp()) - interval '1 day'
      where name = 'late' returning revision`,
   )
-  await ring(engine, 'late', rows[0].revision)
+  await ring(engine, { name: 'late', revision: rows[0].revision })
   const { started } = await getSchedule(engine, 'late')
   assert.ok(started >= 2 && started <= 3, String(started))
 })
