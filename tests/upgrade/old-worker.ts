@@ -50,6 +50,35 @@ const WITH_PARCELS = `
     returning stream_seq, stream_place)
   select stream_seq from stored`
 
+/** From migration 0010 on: identities in a table of their own, without tenants. */
+const WITH_IDENTITIES = `
+  with sent as materialized (
+    select distinct on (key) *
+    from (
+      select *, event_key('default', nullif(event->>'source', ''), nullif(event->>'id', '')) as key
+      from (
+        select text::jsonb as event, trace_id, to_timestamp(received_ms / 1000) as received_at,
+               to_timestamp(published_ms / 1000) as published_at, seq, (place + n - 1)::int as place
+        from unnest($1::text[], $2::uuid[], $3::float8[], $4::float8[], $5::bigint[], $6::int[])
+               as parcel(texts, trace_id, received_ms, published_ms, seq, place),
+             unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
+        offset 0) as cast_once) as keyed
+    order by key, seq, place),
+  fresh as (
+    insert into event_ids (key, published_at, stream_seq, stream_place)
+    select key, published_at, seq, place from sent order by key
+    on conflict do nothing
+    returning key, stream_seq, stream_place),
+  stored as (
+    insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
+                        trace_id, received_at, published_at, stream_seq, stream_place, batch_id)
+    select event->>'source', event->>'id', event->>'type', event->>'subject', (event->>'time')::timestamptz,
+           event->>'datacontenttype', event->>'dataschema', event->'data', event->>'data_base64',
+           nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
+           trace_id, received_at, published_at, seq, place, $7::uuid
+    from sent join fresh using (key) order by seq, place)
+  select stream_seq from fresh`
+
 const list = (values: unknown[]) => `{${values.join(',')}}`
 
 /** Inserts a batch in one statement, sorted by its keys; throws what Postgres says. */
@@ -72,7 +101,7 @@ export async function insertOld(client: pg.ClientBase, migration: number, events
       batchId,
     ])
   else
-    await client.query(WITH_PARCELS, [
+    await client.query(migration < 10 ? WITH_PARCELS : WITH_IDENTITIES, [
       sorted.map((event) => event.payload),
       traces,
       times,
