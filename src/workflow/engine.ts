@@ -134,7 +134,9 @@ export async function startEngine(deps: EngineDeps, options: EngineOptions = {})
     runner.place(row)
     return beginHere(runner, row, starter)
   }
-  const handover = openHandover(broker, worker ?? uuidv7(), worker === null ? [] : queues, beginFor, results.settle)
+  const handover = openHandover(broker, worker ?? uuidv7(), worker === null ? [] : queues, beginFor, (runId, ending) =>
+    ending === null ? results.ended([runId]) : results.settle(runId, ending),
+  )
   runner.handover = handover
   const byName = new Map(workflows.map((workflow) => [workflow.name, workflow]))
   let stopped: Promise<void> | undefined

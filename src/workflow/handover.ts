@@ -31,7 +31,8 @@ const EXPECTED_MAX = 100_000
 /** @property stands  the run was not begun: its id is taken */
 type Answer = 'begun' | 'stands' | 'failed'
 type Offer = { row: StartRow; settle: (answer: Answer | null) => void }
-type Sent = { runId: string; ending: Ending }
+/** @property ending  null: too large to send */
+type Sent = { runId: string; ending: Ending | null }
 
 export type Handover = {
   /** @returns null when no worker took it */
@@ -47,14 +48,14 @@ export type Handover = {
  * @param starter  names this process; it gets its ends under that name
  * @param queues   whose offers this process takes
  * @param begin    begins an offered run for the starter named
- * @param onEnd    a run handed over from here has ended
+ * @param onEnd    a run handed over from here has ended; how is in the database where it is null
  */
 export function openHandover(
   broker: Broker | null,
   starter: string,
   queues: string[],
   begin: (row: StartRow, starter: string) => Promise<boolean>,
-  onEnd: (runId: string, ending: Ending) => void,
+  onEnd: (runId: string, ending: Ending | null) => void,
 ): Handover {
   if (broker === null)
     return { offer: () => Promise.resolve(null), expects: () => false, sendEnd: () => {}, close: () => {} }
@@ -122,10 +123,11 @@ export function openHandover(
     },
     expects: (runId) => expected.has(runId),
     sendEnd(to, runId, ending) {
-      if (size(ending.output) + size(ending.error) > ENDING_CHARACTERS_MAX) return
-      gather(ends, to, { runId, ending }, (batch) => {
+      const characters = size(ending.output) + size(ending.error)
+      const sent = { runId, ending: characters > ENDING_CHARACTERS_MAX ? null : ending }
+      gather(ends, to, sent, (batch) => {
         if (!broker.connected()) return
-        for (const part of parts(batch, ({ ending: { output, error } }) => size(output) + size(error)))
+        for (const part of parts(batch, (each) => size(each.ending?.output) + size(each.ending?.error)))
           nc.publish(ENDINGS + to, JSON.stringify(part))
       })
     },

@@ -14,6 +14,8 @@ export type Results = {
   wait: (runId: string, signal?: AbortSignal) => Promise<unknown>
   /** The run ended here, and its end is durable. */
   settle: (runId: string, ending: Ending) => void
+  /** These runs ended: reads how, for whoever waits. */
+  ended: (runIds: string[]) => void
   close: () => void
 }
 
@@ -66,7 +68,8 @@ export function createResults(
   }
   const sweep = setInterval(() => void look([...waiting.keys()]), SWEEP_MS)
   sweep.unref()
-  const unsubscribe = onEnded(broker, (ended) => void look(ended.filter((runId) => waiting.has(runId))))
+  const ended = (runIds: string[]) => void look(runIds.filter((runId) => waiting.has(runId)))
+  const unsubscribe = onEnded(broker, ended)
   return {
     wait(runId, signal) {
       return new Promise((resolve, reject) => {
@@ -89,6 +92,7 @@ export function createResults(
       })
     },
     settle,
+    ended,
     close() {
       clearInterval(sweep)
       unsubscribe()

@@ -34,6 +34,9 @@ export async function inSession<T>(pool: pg.Pool, work: (client: pg.PoolClient) 
   }
 }
 
+/** A connection that dies without a word is given up after this, as in db/connect.ts. */
+const QUERY_MS_MAX = 30_000
+
 /** @property values  as text; arrays too, so that nothing is left to write */
 type PreparedStatement = { name: string; text: string; values: (string | null)[] }
 
@@ -76,6 +79,7 @@ export function openSessions(url: string, name: string, max: number): pg.Pool {
     connectionString: connectionString(url),
     max,
     connectionTimeoutMillis: 5_000,
+    query_timeout: QUERY_MS_MAX,
     keepAlive: true,
     application_name: `millrace ${name}`,
     options: [...PLANNER, ...BOUNDS].map((setting) => `-c ${setting}`).join(' '),

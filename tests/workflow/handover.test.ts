@@ -53,6 +53,15 @@ test('an input too large for a message goes by way of the queue', async () => {
   assert.is(await (await startRun(starter, measures, 'x'.repeat(2_000_000))).result(), 2_000_000)
 })
 
+test('a result too large for a message is read from the database', async () => {
+  const repeats = workflow('repeats', { queue: 'long' }, async (_, length: number) => 'x'.repeat(length))
+  await engineOf([repeats])
+  const starter = await engineOf([])
+  const handle = await startRun(starter, repeats, 100_000)
+  assert.is(((await handle.result()) as string).length, 100_000)
+  assert.is(((await handle.result()) as string).length, 100_000)
+})
+
 test('without a worker the run waits in the queue for the first one', async () => {
   const greets = greeting('waits-for-a-worker', 'late')
   const starter = await engineOf([])
