@@ -11,7 +11,7 @@ test('the database is migrated and pg-boss is installed', async () => {
   const { rows } = await servers.db.execute(sql`select name from pgboss.queue order by name`)
   assert.equal(
     rows.map((row) => row.name).filter((name) => !String(name).startsWith('__')),
-    ['dead-letters', 'dead-runs', 'failed-batches', 'schedule-rings'],
+    ['dead-letters', 'dead-runs', 'failed-batches', 'partitions', 'retention', 'schedule-rings'],
   )
 })
 
