@@ -64,7 +64,7 @@ const variables = {
   NATS_NKEY_FILE: text('', 'or the seed of an nkey'),
   NATS_REPLICAS: number(1, 1, 5, 'copies of the stream; 3 on a cluster'),
   STREAM_BYTES_MAX: number(10 * 1024 * MiB, MiB, 2 ** 50, 'bytes the stream may hold; beyond it the API answers 503'),
-  TENANT: text('default', 'whose runs and schedules the command line and the library start and find'),
+  WORKFLOW_TENANT: text('default', 'whose runs and schedules the command line and the library start and find'),
   LOG_LEVEL: text('info', 'trace, debug, info, warn, error or silent'),
 
   PORT: number(8080, 0, 65535, 'port of the HTTP API; 0 takes a free one'),

@@ -22,7 +22,7 @@ export async function withEngine(run: (engine: Engine) => Promise<void>): Promis
   const jobs = await startJobs(config.DATABASE_URL, { onError: (error) => say(error, 'pg-boss') })
   try {
     const engine = await startEngine({ database, databaseUrl: config.DATABASE_URL, broker, jobs, onError: say })
-    await run(actingFor(engine, atTerminal(config.TENANT))).finally(engine.stop)
+    await run(actingFor(engine, atTerminal(config.WORKFLOW_TENANT))).finally(engine.stop)
   } finally {
     await jobs.stop()
     await broker?.close()

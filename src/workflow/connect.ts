@@ -14,7 +14,7 @@ import type { StartOptions } from './start.ts'
  * @property databaseUrl  default: DATABASE_URL
  * @property natsUrl      default: NATS_URL; null for none: runs then begin within a sweep (half a second)
  * @property workflows    run in this process too; none: workers run them
- * @property tenant       whose runs and schedules it starts and finds; default: TENANT
+ * @property tenant       whose runs and schedules it starts and finds; default: WORKFLOW_TENANT
  * @property onError      hears of what fails in the background and is tried again; default: a line on stderr
  */
 export type ConnectOptions = {
@@ -62,7 +62,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Client> {
   const { workflows = [] } = options
   const engine = await startEngine(
     { database, databaseUrl: config.DATABASE_URL, broker, jobs, onError },
-    { workflows, tenant: options.tenant ?? given.TENANT },
+    { workflows, tenant: options.tenant ?? given.WORKFLOW_TENANT },
   )
   return {
     engine,

@@ -15,6 +15,8 @@ export type Run = {
   runId: string
   /** The id it was started under. */
   id: string
+  /** Whose run it is (docs/security.md). */
+  tenant: string
   /**
    * Does work outside and records its result: once recorded, it never runs again. Before that it runs at least once.
    * @throws MillraceError `step_failed` when its attempts are used up, with the last error's name and message
@@ -75,6 +77,7 @@ export function createContext(run: LiveRun): Run {
   return {
     runId,
     id: run.row.id ?? runId,
+    tenant: run.row.tenant,
     step: (name, work, options = {}) => callStep(run, name, work, options),
     transaction: (name, work, options = {}) => callTransaction(run, name, work, options),
     waitFor: (type, options = {}) => callWait(run, type, options),

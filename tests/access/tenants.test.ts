@@ -15,7 +15,7 @@ await db.execute(
   sql`insert into workflow_definitions (name, version, queue, priority) values ('idle', '', 'nobody', 0)`,
 )
 
-const child = workflow('child', async (_, n: number) => n + 1)
+const child = workflow('child', async (run, n: number) => `${run.tenant} ${n + 1}`)
 const parent = workflow('parent', async (run, n: number) => run.child(child, n))
 const fulfil = workflow('fulfil', { on: { event: 'order.placed', key: (e) => e.data.order } }, async (run, data) => {
   const parcel = await run.waitFor('parcel.shipped', { key: data.order })
@@ -203,10 +203,10 @@ test('an event starts and wakes only runs of its own tenant', async () => {
 
 test('children and schedules belong to the tenant of what started them', async () => {
   const { body } = await theirs.ask('POST', '/v1/workflows/parent/runs', { input: 1 })
-  assert.is((await theirs.ask('GET', `/v1/runs/${body.runId}/result?wait=30`)).body.output, 2)
+  assert.is((await theirs.ask('GET', `/v1/runs/${body.runId}/result?wait=30`)).body.output, 'acme 2')
   await theirs.ask('PUT', '/v1/schedules/hourly', { workflow: 'parent', every: '1h', input: 1 })
   const { runId } = (await theirs.ask('POST', '/v1/schedules/hourly/trigger')).body
-  assert.is((await theirs.ask('GET', `/v1/runs/${runId}/result?wait=30`)).body.output, 2)
+  assert.is((await theirs.ask('GET', `/v1/runs/${runId}/result?wait=30`)).body.output, 'acme 2')
   const { rows } = await db.execute<{ tenant: string; n: number }>(sql`
     select tenant, count(*)::int as n from workflow_runs where name in ('child', 'parent') group by tenant`)
   assert.equal(rows, [{ tenant: 'acme', n: 4 }])
