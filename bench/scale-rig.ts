@@ -26,19 +26,22 @@ const PERIOD_MS = 50
 type Process = { child: ChildProcess; meter: Meter; port: number }
 
 /**
- * What one case came to.
+ * What one case came to, from the first request to the last commit.
+ * @property rate  events committed each second
  * @property apiLoad, workerLoad  how much of the time that its processes could run they were at work: 1 is all of it
- * @property busy, others  cores that the benchmark, and other programs, used while the load ran
+ * @property busy, others  cores that the benchmark, and other programs, used
  */
 export type Measured = {
   fleet: Fleet
   size: number
   accepted: number
-  committed: number
+  rate: number
   apiLoad: number
   workerLoad: number
   busy: number
   others: number
+  /** What Postgres wrote ahead for an event. */
+  walBytes: number
   costs: Costs
 }
 
@@ -90,15 +93,14 @@ export async function startRig(dir: string, { replicas, seconds }: { replicas: 1
   }
 
   async function settled(events: number): Promise<void> {
-    const deadline = performance.now() + 120_000
+    const deadline = performance.now() + 180_000
     for (;;) {
-      const [{ rows }, { depth }] = await Promise.all([
-        db.query(`
-          select (select count(*) from events)::int as stored, coalesce(sum(inserted), 0)::int as told from batches`),
-        readQueue(broker),
-      ])
-      if (depth === 0 && rows[0].stored === events && rows[0].told === events) return
-      if (performance.now() > deadline) throw new Error(`${events} events were accepted, ${rows[0].stored} are stored`)
+      if ((await readQueue(broker)).depth === 0) {
+        const { rows } = await db.query(`
+          select (select count(*) from events)::int as stored, coalesce(sum(inserted), 0)::int as told from batches`)
+        if (rows[0].stored === events && rows[0].told === events) return
+      }
+      if (performance.now() > deadline) throw new Error(`${events} events were accepted, and not all of them stored`)
       await pause(50)
     }
   }
@@ -122,38 +124,37 @@ export async function startRig(dir: string, { replicas, seconds }: { replicas: 1
     await settled(warm.accepted)
 
     const end = slowDown([...apis, ...workers], fleet.speed)
+    const wal = await walAt(db)
     const before = { at: Date.now(), machine: machineMs(), own: spent() }
     const result = await load(`r${runs}`, seconds)
-    const during = { at: Date.now(), machine: machineMs(), own: spent() }
-    const speed = end()
-    const { rows } = await db.query(
-      `select coalesce(sum(inserted), 0)::int as committed from batches
-       where committed_at between to_timestamp($1::float8 / 1000) and to_timestamp($2::float8 / 1000)`,
-      [before.at, during.at],
-    )
     await settled(warm.accepted + result.accepted)
-    const after = spent()
-
+    const after = { at: Date.now(), machine: machineMs(), own: spent() }
+    const speed = end()
     if (result.refused > 0) console.error(`${result.refused} requests were refused`)
-    const elapsedMs = during.at - before.at
-    const ranMs = (name: keyof typeof after) => during.own[name] - before.own[name]
-    const busyMs = ranMs('api') + ranMs('worker') + ranMs('nats') + ranMs('postgres') + result.cpuMs
-    const perEvent = (name: keyof typeof after) => ((after[name] - before.own[name]) * 1_000) / result.accepted
+
+    const { rows } = await db.query('select extract(epoch from max(committed_at))::float8 * 1000 as last from batches')
+    const walBytes = ((await walAt(db)) - wal) / result.accepted
+    const elapsedMs = after.at - before.at
+    const ms = (name: keyof typeof after.own) => after.own[name] - before.own[name]
+    const busyMs = ms('api') + ms('worker') + ms('nats') + ms('postgres') + result.cpuMs
+    const perEvent = (spentMs: number) => (spentMs * 1_000) / result.accepted
     return {
       fleet: { ...fleet, speed },
       size,
       accepted: result.accepted / result.seconds,
-      committed: rows[0].committed / (elapsedMs / 1_000),
-      apiLoad: ranMs('api') / elapsedMs / fleet.apis / speed,
-      workerLoad: ranMs('worker') / elapsedMs / fleet.workers / speed,
+      rate: result.accepted / ((rows[0].last - before.at) / 1_000),
+      // The APIs have nothing to do once the load has ended.
+      apiLoad: ms('api') / (result.seconds * 1_000) / fleet.apis / speed,
+      workerLoad: ms('worker') / elapsedMs / fleet.workers / speed,
       busy: busyMs / elapsedMs,
-      others: Math.max(0, (during.machine - before.machine - busyMs) / elapsedMs),
+      others: Math.max(0, (after.machine - before.machine - busyMs) / elapsedMs),
+      walBytes,
       costs: {
-        api: perEvent('api'),
-        worker: perEvent('worker'),
-        nats: perEvent('nats'),
-        postgres: perEvent('postgres'),
-        load: (result.cpuMs * 1_000) / result.accepted,
+        api: perEvent(ms('api')),
+        worker: perEvent(ms('worker')),
+        nats: perEvent(ms('nats')),
+        postgres: perEvent(ms('postgres')),
+        load: perEvent(result.cpuMs),
       },
     }
   }
@@ -218,6 +219,11 @@ function slowDown(processes: Process[], speed: number): () => number {
     void Promise.all(turns)
     return ranMs / (performance.now() - startedAt) / processes.length
   }
+}
+
+async function walAt(db: pg.Client): Promise<number> {
+  const { rows } = await db.query(`select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8 as bytes`)
+  return rows[0].bytes
 }
 
 /** What the whole machine has spent, other programs included (proc_stat(5)). */

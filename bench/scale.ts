@@ -16,19 +16,34 @@ import { type Measured, startRig } from './scale-rig.ts'
 const seconds = Number(process.env.BENCH_SECONDS ?? 5)
 const cores = availableParallelism()
 const SIZES = [1, 10, 100]
-/** APIs and workers. */
-const SHAPE = [
-  [1, 1],
-  [2, 1],
-  [3, 1],
-  [3, 2],
-  [2, 2],
-  [1, 2],
-  [1, 4],
-  [2, 4],
-  [3, 4],
-  [4, 4],
-] as const
+/** Numbers of APIs and workers: what one more of either brings, alone and together. */
+const SHAPES: [size: number, fleets: [apis: number, workers: number][]][] = [
+  [
+    10,
+    [
+      [1, 1],
+      [2, 1],
+      [3, 1],
+      [4, 1],
+      [2, 2],
+      [3, 2],
+      [4, 2],
+      [4, 4],
+      [1, 4],
+    ],
+  ],
+  [
+    100,
+    [
+      [1, 1],
+      [2, 1],
+      [3, 1],
+      [3, 2],
+      [4, 2],
+      [4, 4],
+    ],
+  ],
+]
 const RATES = [10_000, 50_000, 200_000, 1_000_000]
 
 const whole = (value: number) => Math.round(value)
@@ -37,21 +52,22 @@ const share = (value: number) => Number(value.toFixed(2))
 
 /** @param costs  of a run of one process of each kind, from which this one is predicted */
 function row(measured: Measured, costs: Costs) {
-  const { fleet, size, accepted, committed, apiLoad, workerLoad, busy, others, costs: own } = measured
-  const { rate, limit } = predict(costs, fleet, cores - others)
+  const { fleet, size, accepted, rate, apiLoad, workerLoad, busy, others, walBytes, costs: own } = measured
+  const expected = predict(costs, fleet, cores - others)
   return {
     'events/request': size,
     apis: fleet.apis,
     workers: fleet.workers,
     'accepted/s': whole(accepted),
-    'committed/s': whole(committed),
-    'predicted/s': whole(rate),
-    'of predicted': share(Math.min(accepted, committed) / rate),
-    limit,
+    'committed/s': whole(rate),
+    'predicted/s': whole(expected.rate),
+    'of predicted': share(rate / expected.rate),
+    'limited by': expected.limit,
     'api load': share(apiLoad),
     'worker load': share(workerLoad),
     'cores used': tenth(busy),
     'by others': tenth(others),
+    'WAL bytes': whole(walBytes),
     ...Object.fromEntries(Object.entries(own).map(([name, us]) => [`${name} us`, tenth(us)])),
   }
 }
@@ -74,8 +90,8 @@ async function withRig(replicas: 1 | 3, run: (rig: Awaited<ReturnType<typeof sta
 await withRig(1, async ({ measure }) => {
   for (const each of [1, 2, 4])
     for (const size of SIZES) add('At full speed', await measure(size, { apis: each, workers: each, speed: 1 }))
-  for (const size of [10, 100])
-    for (const [apis, workers] of SHAPE)
+  for (const [size, fleets] of SHAPES)
+    for (const [apis, workers] of fleets)
       add('At a tenth of their speed', await measure(size, { apis, workers, speed: 0.1 }))
 })
 await withRig(3, async ({ measure }) => {
@@ -102,5 +118,16 @@ for (const [title, rows] of Object.entries(tables)) {
 console.log('\nWhat a rate takes, by the costs at full speed (processes loaded to 70%)')
 console.table(plans)
 mkdirSync('bench/reports', { recursive: true })
+const markdown = (rows: object[]) => {
+  const names = Object.keys(rows[0]!)
+  const lines = rows.map((row) => `| ${Object.values(row).join(' | ')} |`)
+  return [`| ${names.join(' | ')} |`, `|${'---|'.repeat(names.length)}`, ...lines].join('\n')
+}
+writeFileSync(
+  'bench/reports/scale.md',
+  [...Object.entries(tables), ['What a rate takes', plans] as const]
+    .map(([title, rows]) => `## ${title}\n\n${markdown(rows)}\n`)
+    .join('\n'),
+)
 const report = { at: new Date().toISOString(), cores, seconds, tables, plans }
 writeFileSync('bench/reports/scale.json', `${JSON.stringify(report, null, 2)}\n`)
