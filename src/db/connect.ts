@@ -76,10 +76,21 @@ export async function inTransaction<T>(db: Database, work: (tx: Transaction) => 
 }
 
 /** The SQLSTATE Postgres answered with, beneath the wrappers of Drizzle; undefined where no such answer came. */
-export function sqlStateOf(thrown: unknown): string | undefined {
+export const sqlStateOf = (thrown: unknown): string | undefined => answerOf(thrown)?.code
+
+/**
+ * Whether a row met a change of partitions: one attached while its statement waited for another, or none that fits. It
+ * fails as a row that breaks a check does (23514), but without the name of one, and finds its place the next time.
+ */
+export function isMisrouted(thrown: unknown): boolean {
+  const answer = answerOf(thrown)
+  return answer?.code === '23514' && answer.constraint === undefined
+}
+
+function answerOf(thrown: unknown): pg.DatabaseError | undefined {
   let error = thrown
   while (error instanceof Error && !(error instanceof pg.DatabaseError)) error = error.cause
-  return error instanceof pg.DatabaseError ? error.code : undefined
+  return error instanceof pg.DatabaseError ? error : undefined
 }
 
 /** Whether Postgres is away or cannot serve now, and the same statement may do later. */

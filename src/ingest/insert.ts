@@ -8,7 +8,7 @@ import { PgDialect } from 'drizzle-orm/pg-core'
 import { uuidv7 } from 'uuidv7'
 import type { Broker } from '../broker/connect.ts'
 import { nowMs } from '../clock.ts'
-import { type Database, inTransaction, sqlStateOf, type Transaction } from '../db/connect.ts'
+import { type Database, inTransaction, isMisrouted, sqlStateOf, type Transaction } from '../db/connect.ts'
 import { type InsertedEvents, matchEvents } from '../workflow/events.ts'
 import { publishWakes } from '../workflow/wakes.ts'
 import { type OutgoingEvent, traceIdOf } from './event.ts'
@@ -47,31 +47,28 @@ const TEXT_OID = 25
 
 /**
  * 1. `sent`: the texts of each parcel, split by their separator and cast each on its own, so that no payload can reach into
- *    another's row; `offset 0` keeps the planner from repeating the cast. The first of each identity, in the order of the
- *    keys, because overlapping batches of two workers that lock their keys in different orders would deadlock.
- * 2. `fresh`: those whose identity was never stored.
- * 3. `stored`: their rows.
+ *    another's row; `offset 0` keeps the planner from repeating the cast.
+ * 2. `fresh`: those whose identity was never stored; of one that comes twice the first. In the order of the keys, because
+ *    overlapping batches of two workers that lock their keys in different orders would deadlock.
+ * 3. `stored`: their rows, once, also where a batch has one message twice.
  */
 const insertStatement = (columns: Columns) => sql`
   with sent as materialized (
-    select distinct on (key) *
+    select *, event_key(tenant, nullif(event->>'source', ''), nullif(event->>'id', '')) as key
     from (
-      select *, event_key(tenant, nullif(event->>'source', ''), nullif(event->>'id', '')) as key
-      from (
-        select text::jsonb as event, tenant, trace_id, to_timestamp(received_ms / 1000) as received_at,
-               to_timestamp(published_ms / 1000) as published_at, seq, (place + n - 1)::int as place
-        from unnest(${columns.texts}::text[], ${columns.traceIds}::uuid[], ${columns.receivedMs}::float8[],
-                    ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[],
-                    ${columns.tenants}::text[])
-               as parcel(texts, trace_id, received_ms, published_ms, seq, place, tenant),
-             unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
-        offset 0) as cast_once) as keyed
-    order by key, seq, place),
+      select text::jsonb as event, tenant, trace_id, to_timestamp(received_ms / 1000) as received_at,
+             to_timestamp(published_ms / 1000) as published_at, seq, (place + n - 1)::int as place
+      from unnest(${columns.texts}::text[], ${columns.traceIds}::uuid[], ${columns.receivedMs}::float8[],
+                  ${columns.publishedMs}::float8[], ${columns.seqs}::bigint[], ${columns.places}::int[],
+                  ${columns.tenants}::text[])
+             as parcel(texts, trace_id, received_ms, published_ms, seq, place, tenant),
+           unnest(string_to_array(texts, e'\\x1e')) with ordinality as each(text, n)
+      offset 0) as cast_once),
   fresh as (
     insert into event_ids (key, published_at, stream_seq, stream_place)
-    select key, published_at, seq, place from sent order by key
+    select key, published_at, seq, place from sent order by key, seq, place
     on conflict do nothing
-    returning key, stream_seq, stream_place),
+    returning stream_seq, stream_place),
   stored as (
     insert into events (source, id, type, subject, time, datacontenttype, dataschema, data, data_base64, extensions,
                         trace_id, received_at, published_at, stream_seq, stream_place, batch_id, tenant)
@@ -79,7 +76,10 @@ const insertStatement = (columns: Columns) => sql`
            event->>'datacontenttype', event->>'dataschema', event->'data', event->>'data_base64',
            nullif(event - '{specversion,id,source,type,subject,time,datacontenttype,dataschema,data,data_base64}'::text[], '{}'),
            trace_id, received_at, published_at, seq, place, ${columns.batchId}::uuid, tenant
-    from sent join fresh using (key) order by seq, place)
+    from (
+      select distinct on (seq, place) * from sent
+      where (seq, place) in (select stream_seq, stream_place from fresh)
+      order by seq, place) as once)
   select stream_seq, count(*)::int as inserted, array_agg(stream_place) as places from fresh group by stream_seq`
 
 /** The statement as Postgres sees it, for traces. */
@@ -162,7 +162,7 @@ async function insertHalving(
     return
   } catch (thrown) {
     const { sqlstate, error } = readError(thrown)
-    if (!blamesData(sqlstate)) return { sqlstate, error }
+    if (!blamesData(sqlstate) || isMisrouted(thrown)) return { sqlstate, error }
     if (events === 1) {
       const parcel = parcels[0]!
       const reason = unreadable(parcel.bytes)
@@ -231,7 +231,7 @@ export async function rehearse(tx: Transaction, events: OutgoingEvent[]): Promis
   } catch (thrown) {
     if (thrown instanceof TransactionRollbackError) return
     const failure = readError(thrown)
-    if (!blamesData(failure.sqlstate)) throw thrown
+    if (!blamesData(failure.sqlstate) || isMisrouted(thrown)) throw thrown
     return failure
   }
 }
