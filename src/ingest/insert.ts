@@ -198,7 +198,9 @@ function outcomesOf(parcels: Parcel[], rows: Stored[]): (ParcelOutcome & { kind:
   return parcels.map((parcel) => {
     const all = stored.get(parcel.from.seq)
     const places = new Set<number>()
-    for (let place = parcel.place; place < parcel.place + parcel.events; place++) if (all?.has(place)) places.add(place)
+    // Taken out: a batch may have one message twice, and only the first of them was inserted.
+    for (let place = parcel.place; place < parcel.place + parcel.events; place++)
+      if (all?.delete(place)) places.add(place)
     const some = places.size > 0 && places.size < parcel.events
     return { parcel, kind: 'stored', inserted: places.size, places: some ? places : undefined }
   })

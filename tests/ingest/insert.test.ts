@@ -54,7 +54,7 @@ test('of an identity that a batch has several times, within a message and across
 
 test('a message that a batch has twice is stored once', async () => {
   const [one, again] = [parcel(7, ['a', 'b']), parcel(7, ['a', 'b'])]
-  await insert(one, again)
+  assert.is(await insert(one, again), 2)
   assert.equal(await stored(), ['a of 7', 'b of 7'])
   assert.is(await identities(), 2)
 })
