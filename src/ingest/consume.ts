@@ -2,8 +2,7 @@
  * The worker pool of a process. Each worker repeats one straight line:
  * 1. take the next batch (batch.ts)
  * 2. insert it in one transaction (insert.ts)
- * 3. acknowledge each message, after COMMIT of its last event; what Postgres refuses is taken out of its message, and what
- *    it refuses alone goes to refusals.ts
+ * 3. acknowledge each message, after COMMIT of its last event; for those that Postgres refuses, see refusals.ts
  * 4. count, time and trace what happened (record.ts)
  * An outage of Postgres holds the batch: its messages are kept alive and tried again, no delivery is used up.
  */
@@ -13,15 +12,14 @@ import type { PgBoss } from 'pg-boss'
 import type { Broker } from '../broker/connect.ts'
 import { nak, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
-import { describe, MillraceError } from '../errors.ts'
+import { describe } from '../errors.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { reportPool } from '../telemetry/workers.ts'
 import { type Assembler, type Batch, capacityFor, createAssembler } from './batch.ts'
 import { createBatchLog } from './batch-log.ts'
 import { type BatchOutcome, type InsertDeps, insertBatch } from './insert.ts'
 import type { Log } from './log.ts'
-import { eventOf, messagesOf, type Parcel, settle, takeOut } from './parcel.ts'
-import { BATCH_MESSAGES_MAX, store } from './publish.ts'
+import { eventOf, messagesOf, type Parcel, settle } from './parcel.ts'
 import { openPull } from './pull.ts'
 import { type RecordDeps, recordBatch } from './record.ts'
 import { createRefusalDesk, type RefusalDesk, type Refused } from './refusals.ts'
@@ -108,7 +106,7 @@ async function work(
     try {
       const outcome = await insertOrHold(deps, config, batch, index, signal)
       insertMs = outcome.insertMs
-      await answer(deps, config, batch, outcome, index, signal)
+      await answer(deps, batch, outcome, index, signal)
       recordBatch(deps, index, batch, outcome)
     } catch (error) {
       // Of those that were answered already, JetStream ignores this.
@@ -149,7 +147,6 @@ async function insertOrHold(
 
 async function answer(
   deps: WorkDeps,
-  config: Config,
   batch: Batch,
   outcome: BatchOutcome,
   index: number,
@@ -162,53 +159,29 @@ async function answer(
   }
   const again: Parcel[] = []
   const refused: Refused[] = []
-  const mixed: Parcel[] = []
   const heard = new Set<string>()
   let committed = 0
   for (const result of outcome.outcomes) {
     const { parcel } = result
-    const alone = parcel.from.events === 1
     switch (result.kind) {
       case 'stored':
         committed += parcel.events
         heard.add(parcel.commitReply)
-        // Only what was refused alone has a record to close.
-        if (alone && parcel.from.deliveries > 1) again.push(parcel)
-        else settle(parcel)
+        if (parcel.from.deliveries === 1) settle(parcel)
+        else again.push(parcel)
         break
       case 'poison':
-        if (alone) refused.push({ event: eventOf(parcel), sqlstate: result.sqlstate, error: result.error })
-        else mixed.push(parcel)
+        refused.push({ event: eventOf(parcel), sqlstate: result.sqlstate, error: result.error })
         break
     }
   }
   notifyWaiters(deps.broker, heard)
   deps.refusals.committed(committed)
-  await takeOutOfMessages(deps, config, mixed)
   const onHold = (reason: string) => deps.telemetry.pool.held(index, reason)
-  const stored = again.map(eventOf)
-  const settled = await deps.refusals.settle({ refused, again: stored, size: batch.size }, onHold, signal)
+  const settled = await deps.refusals.settle({ refused, again, size: batch.size }, onHold, signal)
   if (settled) again.forEach(settle)
   // As above: only at shutdown.
-  else for (const { message } of [...refused.map((bad) => bad.event), ...stored]) nak(message, 0)
-}
-
-/**
- * Gives each refused event a message to itself, on which it is tried again and given up alone, and lets go of it in the
- * one it shared. After a crash in between there are two such messages; they carry one name, so they count as one.
- */
-async function takeOutOfMessages(deps: WorkDeps, config: Config, parcels: Parcel[]): Promise<void> {
-  for (let i = 0; i < parcels.length; i += BATCH_MESSAGES_MAX) {
-    const part = parcels.slice(i, i + BATCH_MESSAGES_MAX)
-    try {
-      if (deps.refusals.suspecting()) throw new MillraceError('overloaded', 'the system is suspected, not the events')
-      await store(deps.broker, part.map(takeOut), config.PUBLISH_TIMEOUT_MS)
-      part.forEach(settle)
-    } catch (error) {
-      deps.log.warn({ error: describe(error), events: part.length }, 'refused events stay in the messages they share')
-      for (const message of messagesOf(part)) nak(message, config.RETRY_DELAY_MS)
-    }
-  }
+  else for (const message of messagesOf([...refused.map(({ event }) => event.parcel), ...again])) nak(message, 0)
 }
 
 /** One message per waiting API process and batch; what was committed, that process reads from Postgres. */

@@ -10,8 +10,9 @@ import type { Transaction } from '../db/connect.ts'
 import { DEAD_LETTERS, within } from '../db/jobs.ts'
 import { deadLetterAudit } from '../db/schema.ts'
 import { OPERATOR_TENANT } from '../http/caller.ts'
-import { type ReceivedEvent, traceIdOf } from './event.ts'
+import { traceIdOf } from './event.ts'
 import { deterministicId, eventKey, type Refusal, storable, storableError } from './failed-batches.ts'
+import { headersOfEvent, type ReceivedEvent } from './parcel.ts'
 
 export type DeadLetter = {
   /** Empty where the message told none. */
@@ -38,7 +39,7 @@ export type DeadLetter = {
   traceparent: string
   /** As they were on the message. */
   headers: Record<string, string[]>
-  /** The message, byte for byte: as text where it is UTF-8 without U+0000, which jsonb cannot hold, else in base64. */
+  /** The event, byte for byte: as text where it is UTF-8 without U+0000, which jsonb cannot hold, else in base64. */
   payload?: string
   payloadBase64?: string
 }
@@ -56,7 +57,7 @@ export const deadLetterId = (event: Pick<ReceivedEvent, 'seq' | 'place' | 'publi
 
 /** @param traceparent  what traceDeadLetter returned */
 export function deadLetterOf({ event, code, error, attempt }: Refusal, traceparent: string): DeadLetter {
-  const data = Buffer.from(event.message.data)
+  const data = event.parcel.bytes
   const text = isUtf8(data) && !data.includes(0) ? data.toString() : undefined
   const id = storable(event.id, IDENTITY_CHARS_MAX)
   const source = storable(event.source, IDENTITY_CHARS_MAX)
@@ -70,7 +71,7 @@ export function deadLetterOf({ event, code, error, attempt }: Refusal, tracepare
     error: storableError(error),
     attempts: attempt,
     deliveries: event.deliveries,
-    subject: storable(event.message.subject, IDENTITY_CHARS_MAX),
+    subject: storable(event.parcel.from.message.subject, IDENTITY_CHARS_MAX),
     streamSeq: event.seq,
     ...(event.place === 0 ? {} : { streamPlace: event.place }),
     receivedAt: instant(event.receivedMs, event.publishedMs),
@@ -91,12 +92,12 @@ function typeOf(event: ReceivedEvent): string {
   } catch {
     // What cannot be read has the type its subject tells.
   }
-  return event.message.subject.slice(SUBJECT_PREFIX.length)
+  return event.parcel.from.message.subject.slice(SUBJECT_PREFIX.length)
 }
 
-function headersOf({ message }: ReceivedEvent): Record<string, string[]> {
+function headersOf(event: ReceivedEvent): Record<string, string[]> {
   const headers: Record<string, string[]> = {}
-  for (const [name, values] of message.headers ?? [])
+  for (const [name, values] of headersOfEvent(event))
     headers[storable(name, HEADER_CHARS_MAX)] = values.map((value) => storable(value, HEADER_CHARS_MAX))
   return headers
 }

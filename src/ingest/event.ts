@@ -1,6 +1,4 @@
-/** An event on its way: before its message, and after it where it stands alone. */
-
-import type { Msg } from 'nats'
+/** An event on its way into a message. */
 
 /** A validated event as JSON.parse gives it; its extensions stand beside these. */
 export type EventObject = {
@@ -30,24 +28,6 @@ export type OutgoingEvent = {
   /** Its message, and its place there; 0 until the publisher has stored it. */
   seq: number
   place: number
-}
-
-/** An event that has a message to itself. */
-export type ReceivedEvent = {
-  message: Msg
-  id: string
-  source: string
-  payload: string
-  receivedMs: number
-  /** JetStream's own store time, in ms since 1970. */
-  publishedMs: number
-  seq: number
-  /** Its place in the message `seq`: not 0 where it was taken out of a parcel. */
-  place: number
-  /** How often JetStream has delivered it, this time included. */
-  deliveries: number
-  traceparent: string
-  tenant: string
 }
 
 /** The 32 hexadecimal digits of a W3C traceparent, or null. */

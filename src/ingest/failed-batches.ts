@@ -9,7 +9,8 @@ import type { PgBoss } from 'pg-boss'
 import { STREAM } from '../broker/streams.ts'
 import type { Transaction } from '../db/connect.ts'
 import { FAILED_BATCHES, within } from '../db/jobs.ts'
-import { type ReceivedEvent, traceIdOf } from './event.ts'
+import { traceIdOf } from './event.ts'
+import type { ReceivedEvent } from './parcel.ts'
 
 /** An event that Postgres refuses, whatever it is stored with. */
 export type Refusal = {

@@ -9,8 +9,6 @@
  * - one header `Millrace-Request: <events> <received ms> <traceparent or -> [<commit reply or -> [<tenant>]]` for each
  *   request, in the order of its events; the commit reply is a subject that hears of the commit
  * - with one event also `traceparent`, `Millrace-Id` and `Millrace-Source`
- * - `Millrace-Origin: <seq>.<place>@<published ms>` on an event that a worker took out of its message: it keeps the name
- *   that it had there
  * All headers are optional; without `Millrace-Request`, `traceparent`, `Millrace-Received` (ms since 1970) and
  * `Millrace-Tenant` are read. Without a tenant it is `default`.
  */
@@ -20,14 +18,13 @@ import { ack, deliveryInfo, headerBlock, headerOf, headersOf } from '../broker/d
 import { subjectOf } from '../broker/streams.ts'
 import { OPERATOR_TENANT } from '../http/caller.ts'
 import { jsonProblem } from '../secrets.ts'
-import type { OutgoingEvent, ReceivedEvent } from './event.ts'
+import type { OutgoingEvent } from './event.ts'
 
 const HEADER = {
   id: 'Millrace-Id',
   source: 'Millrace-Source',
   request: 'Millrace-Request',
   received: 'Millrace-Received',
-  origin: 'Millrace-Origin',
   tenant: 'Millrace-Tenant',
   traceparent: 'traceparent',
 } as const
@@ -116,7 +113,7 @@ type Delivery = {
 /** Consecutive events of a delivery that came with one request; or those of them that fell to one batch, or to one half of it. */
 export type Parcel = Request & {
   from: Delivery
-  /** Of its first event in the message, counted from 0; of an event taken out of its message, its place there. */
+  /** Of its first event in the message, counted from 0. */
   place: number
   events: number
   /** Its events, with separators between them. */
@@ -125,16 +122,14 @@ export type Parcel = Request & {
 
 /** Reads a delivered message; no event is parsed. */
 export function receive(message: Msg): Parcel[] {
-  const { seq, deliveries, storedMs } = deliveryInfo(message)
+  const { seq, deliveries, storedMs: publishedMs } = deliveryInfo(message)
   const block = headerBlock(message)
   const bytes = Buffer.from(message.data.buffer, message.data.byteOffset, message.data.byteLength)
   let events = 1
   for (let at = bytes.indexOf(SEPARATOR_BYTE); at >= 0; at = bytes.indexOf(SEPARATOR_BYTE, at + 1)) events++
-  const origin = events === 1 ? originOf(headerOf(block, HEADER.origin)) : undefined
-  const publishedMs = origin?.publishedMs ?? storedMs
-  const from: Delivery = { message, seq: origin?.seq ?? seq, publishedMs, deliveries, events, open: events }
+  const from: Delivery = { message, seq, publishedMs, deliveries, events, open: events }
   const parcels: Parcel[] = []
-  let rest: Parcel = { from, ...requestWithout(block, publishedMs), place: origin?.place ?? 0, events, bytes }
+  let rest: Parcel = { from, ...requestWithout(block, publishedMs), place: 0, events, bytes }
   for (const value of headersOf(block, HEADER.request)) {
     const [share, received, traceparent = '-', commitReply = '-', tenant = OPERATOR_TENANT] = value.split(' ')
     const count = Math.min(Number(share) || 0, rest.events)
@@ -162,11 +157,6 @@ function requestWithout(block: string, publishedMs: number): Request {
     commitReply: '',
     tenant: headerOf(block, HEADER.tenant) || OPERATOR_TENANT,
   }
-}
-
-function originOf(header: string): { seq: number; place: number; publishedMs: number } | undefined {
-  const [seq, place, publishedMs] = /^(\d+)\.(\d+)@([\d.]+)$/.exec(header)?.slice(1).map(Number) ?? []
-  return seq === undefined ? undefined : { seq, place: place!, publishedMs: publishedMs! }
 }
 
 /** Cuts a parcel after `events` of its events, which are fewer than it has. */
@@ -238,14 +228,30 @@ export function namesOf({ bytes }: Parcel): { id: string; source: string }[] {
     })
 }
 
-/** A parcel that is a whole message of one event, as that event; what its payload does not tell of its name, its headers may. */
+/** One event, with all that is known of it. */
+export type ReceivedEvent = {
+  parcel: Parcel
+  /** Empty where neither its payload nor a header tells it. */
+  id: string
+  source: string
+  payload: string
+  receivedMs: number
+  publishedMs: number
+  seq: number
+  place: number
+  deliveries: number
+  traceparent: string
+  tenant: string
+}
+
+/** A parcel of one event as that event. */
 export function eventOf(parcel: Parcel): ReceivedEvent {
-  const { message, seq, publishedMs, deliveries } = parcel.from
+  const { message, seq, publishedMs, deliveries, events } = parcel.from
   const { receivedMs, traceparent, tenant, place, bytes } = parcel
-  const block = headerBlock(message)
   const named = unreadable(bytes) === '' ? namesOf(parcel)[0] : undefined
+  const block = events === 1 ? headerBlock(message) : ''
   return {
-    message,
+    parcel,
     id: named?.id ?? headerOf(block, HEADER.id),
     source: named?.source ?? headerOf(block, HEADER.source),
     payload: bytes.toString(),
@@ -259,14 +265,8 @@ export function eventOf(parcel: Parcel): ReceivedEvent {
   }
 }
 
-/** A message for one event alone, so that it can be refused, tried again and given up without the others. */
-export function takeOut(parcel: Parcel): OutgoingMessage {
-  const { message, seq, publishedMs } = parcel.from
-  let headerLines =
-    line(HEADER.origin, `${seq}.${parcel.place}@${publishedMs}`) +
-    line(HEADER.request, requestValue(1, parcel)) +
-    line(HEADER.traceparent, parcel.traceparent)
-  const { id, source } = namesOf(parcel)[0]!
-  if (id !== '') headerLines += line(HEADER.id, id) + line(HEADER.source, source)
-  return { subject: message.subject, headerLines, payload: parcel.bytes, events: 1 }
+/** The headers of the message that are an event's own: in a message of several, `Millrace-Request` tells of others. */
+export function headersOfEvent({ parcel: { from } }: ReceivedEvent): [string, string[]][] {
+  const all = [...(from.message.headers ?? [])]
+  return from.events === 1 ? all : all.filter(([name]) => name !== HEADER.request)
 }

@@ -51,7 +51,8 @@ function recordCommit(
       case 'stored': {
         const { receivedMs, from } = result.parcel
         inserted += result.inserted
-        duplicates += result.parcel.events - result.inserted
+        // When a message comes again because of one event, the others are stored by its earlier delivery.
+        if (!isRetried(result.parcel)) duplicates += result.parcel.events - result.inserted
         metrics.eventsCommitted(receivedMs, from.publishedMs, outcome.endedMs, result.inserted)
         break
       }
@@ -75,6 +76,8 @@ function recordCommit(
   return inserted + duplicates
 }
 
+const isRetried = ({ from }: Parcel) => from.deliveries > 1 && from.events > 1
+
 /** The events whose traces tell of this attempt; only they are parsed. */
 function sampledOf(batch: Batch, outcome: BatchOutcome): AttemptedEvent[] {
   const results: ({ parcel: Parcel } & (ParcelOutcome | (BatchOutcome & { kind: 'postponed' })))[] =
@@ -82,7 +85,8 @@ function sampledOf(batch: Batch, outcome: BatchOutcome): AttemptedEvent[] {
   const events: AttemptedEvent[] = []
   for (const result of results) {
     const { from, place, traceparent } = result.parcel
-    if (!isSampled(traceparent)) continue
+    if (!isSampled(traceparent) || (result.kind === 'stored' && result.inserted === 0 && isRetried(result.parcel)))
+      continue
     for (const [n, name] of namesOf(result.parcel).entries()) {
       if (events.length === LINKS_MAX) return events
       const { seq, publishedMs, deliveries } = from

@@ -3,12 +3,14 @@
  * 1. count the attempt, from the open record of the earlier ones (failed-batches.ts)
  * 2. at the last attempt make a dead letter of it, unless the system is suspected (suspicion.ts)
  * 3. record the others as a failed batch; all of it in one transaction
- * 4. after COMMIT, terminate the dead ones and give the others back with a delay
+ * 4. after COMMIT, terminate the dead ones and give the messages of the others back with a delay; what a message holds
+ *    besides is stored by then, so a retry inserts only what was refused
  * While Postgres is away it holds them, as consume.ts holds a batch: nothing is given up and no attempt is counted.
  */
 
 import { setTimeout as pause } from 'node:timers/promises'
 import { sql } from 'drizzle-orm'
+import type { Msg } from 'nats'
 import type { PgBoss } from 'pg-boss'
 import { nak, term, working } from '../broker/delivery.ts'
 import type { Config } from '../config.ts'
@@ -18,10 +20,10 @@ import { PROCESS_NAME } from '../telemetry/resource.ts'
 import type { Telemetry } from '../telemetry/telemetry.ts'
 import { type Tracing, traceDeadLetter } from '../telemetry/tracing.ts'
 import { type DeadLetter, deadLetterId, deadLetterOf, recordDeadLetters } from './dead-letters.ts'
-import type { ReceivedEvent } from './event.ts'
 import { attemptOf, eventKey, findOpen, type Refusal, recordFailedBatch } from './failed-batches.ts'
 import { blamesData } from './insert.ts'
 import type { Log } from './log.ts'
+import { messagesOf, type Parcel, type ReceivedEvent, settle as settleParcel } from './parcel.ts'
 import { createRecent, deadLettersAllowed, type Recent, suspicious } from './suspicion.ts'
 
 export type RefusalDeps = { db: Database; jobs: PgBoss; log: Log; telemetry: Telemetry }
@@ -42,18 +44,16 @@ export type RefusalDesk = {
    * Settles the refused events of a batch and closes the records of those that were delivered again and are stored now.
    * Returns when JetStream has an answer for each of the refused; `false` when we are stopping and Postgres is away, so
    * that nothing could be recorded and nothing was answered.
-   * @param again  stored events of the batch that were delivered before; the caller acknowledges them afterwards
+   * @param again  stored parcels of the batch that were delivered before; the caller settles them afterwards
    * @param onHold hears why, whenever the worker has to wait
    */
   settle: (batch: Batch, onHold: (reason: string) => void, signal: AbortSignal) => Promise<boolean>
-  /** Whether most events of late were refused, so that dead letters are held back. */
-  suspecting: () => boolean
   /** Counts events that were stored, against which refusals are judged. */
   committed: (events: number) => void
   close: () => void
 }
 
-type Batch = { refused: Refused[]; again: ReceivedEvent[]; size: number }
+type Batch = { refused: Refused[]; again: Parcel[]; size: number }
 
 type Decision = { letters: Map<string, DeadLetter>; dead: Refusal[]; retried: Refusal[] }
 
@@ -85,14 +85,19 @@ export function createRefusalDesk(
   }
 
   async function settle(batch: Batch, onHold: (reason: string) => void, signal: AbortSignal): Promise<boolean> {
-    const events = [...batch.refused.map(({ event }) => event), ...batch.again]
-    if (events.length === 0) return true
-    const stillOurs = setInterval(() => events.forEach((event) => void working(event.message)), config.ACK_WAIT_MS / 3)
+    const parcels = [...batch.refused.map(({ event }) => event.parcel), ...batch.again]
+    if (parcels.length === 0) return true
+    const messages = messagesOf(parcels)
+    const stillOurs = setInterval(() => messages.forEach((message) => void working(message)), config.ACK_WAIT_MS / 3)
     try {
       const decision = await decideOrHold(batch, onHold, signal)
       if (decision === undefined) return false
-      for (const { event, code } of decision.dead) term(event.message, `dead letter ${code}`)
-      for (const { event, attempt } of decision.retried) nak(event.message, retryDelayMs(config, attempt))
+      for (const { event, code } of decision.dead) {
+        const { message, events } = event.parcel.from
+        if (events === 1) term(message, `dead letter ${code}`)
+        else settleParcel(event.parcel)
+      }
+      for (const [message, delayMs] of retryDelays(decision.retried)) nak(message, delayMs)
     } finally {
       clearInterval(stillOurs)
     }
@@ -102,6 +107,16 @@ export function createRefusalDesk(
       await pause(SUSPECT_MS, undefined, { signal }).catch(() => {})
     }
     return true
+  }
+
+  /** A message comes again as a whole, when the last of its refused events may. */
+  function retryDelays(retried: Refusal[]): Map<Msg, number> {
+    const delays = new Map<Msg, number>()
+    for (const { event, attempt } of retried) {
+      const { message } = event.parcel.from
+      delays.set(message, Math.max(delays.get(message) ?? 0, retryDelayMs(config, attempt)))
+    }
+    return delays
   }
 
   async function decideOrHold(
@@ -139,7 +154,8 @@ export function createRefusalDesk(
     traced: (refusal: Refusal) => string,
   ): Promise<Decision> {
     const redelivered = refused.map(({ event }) => event).filter((event) => event.deliveries > 1)
-    const records = await findOpen(tx, [...redelivered, ...again].map(eventKey))
+    const met = [...redelivered.map(eventKey), ...again.flatMap(eventKeys)]
+    const records = await findOpen(tx, met)
     const known = await findDead(tx, redelivered.map(deadLetterId))
     const decision: Decision = { letters: new Map(), dead: [], retried: [] }
     const last: Refusal[] = []
@@ -161,18 +177,19 @@ export function createRefusalDesk(
       decision.letters.set(deadLetterId(refusal.event), deadLetterOf(refusal, traced(refusal)))
     }
     await recordDeadLetters({ jobs: deps.jobs, actor: PROCESS_NAME }, tx, decision.letters)
-    const settled = new Set([...redelivered, ...again].map(eventKey))
-    await recordFailedBatch(deps, tx, { refusals: decision.retried, size, settled, records })
+    await recordFailedBatch(deps, tx, { refusals: decision.retried, size, settled: new Set(met), records })
     return decision
   }
 
   return {
     settle,
-    suspecting: () => watch !== undefined,
     committed: (events) => recent.add({ committed: events }),
     close,
   }
 }
+
+const eventKeys = ({ from: { seq, publishedMs }, place, events }: Parcel): string[] =>
+  Array.from({ length: events }, (_, n) => eventKey({ seq, place: place + n, publishedMs }))
 
 const givenBack = ({ event, sqlstate, error }: Refused): Refusal => ({
   event,
