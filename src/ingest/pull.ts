@@ -86,10 +86,13 @@ export function openPull(
 
   function onStatus(msg: Msg): void {
     const status = msg.headers?.code ?? 0
+    const says = msg.headers?.description ?? ''
     if (status === 100) return
+    // A request with max_bytes is also told its end when it brought all it asked for.
+    if (status === 409 && /Batch Completed/i.test(says)) return ask()
     const left = Number(msg.headers?.get('Nats-Pending-Messages') || 0)
     outstanding = left > 0 ? Math.max(0, outstanding - left) : 0
-    if (status === 408 || status === 404 || /MaxBytes/i.test(msg.headers?.description ?? '')) ask()
+    if (status === 408 || status === 404 || /MaxBytes/i.test(says)) ask()
     else retry ??= setTimeout(askAgain, REFUSED_MS)
   }
 
