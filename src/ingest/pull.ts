@@ -89,7 +89,10 @@ export function openPull(
     const says = msg.headers?.description ?? ''
     if (status === 100) return
     // A request with max_bytes is also told its end when it brought all it asked for.
-    if (status === 409 && /Batch Completed/i.test(says)) return ask()
+    if (status === 409 && /Batch Completed/i.test(says)) {
+      ask()
+      return
+    }
     const left = Number(msg.headers?.get('Nats-Pending-Messages') || 0)
     outstanding = left > 0 ? Math.max(0, outstanding - left) : 0
     if (status === 408 || status === 404 || /MaxBytes/i.test(says)) ask()
