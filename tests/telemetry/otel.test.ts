@@ -28,6 +28,9 @@ function exercise(metrics: Metrics): void {
   metrics.batchFailed('57P03')
   metrics.deadLettered('22P05')
   metrics.suspected(true)
+  metrics.observeGrowth(async () => {
+    return { eventBytes: 1, identityBytes: 1, partitions: 1, oldestSeconds: 1, aheadSeconds: 1, strays: 0 }
+  })
   metrics.observeQueue(async () => ({ depth: 1, lagSeconds: 1, unacknowledged: 1 }))
   const pool = createPool(1, 60_000)
   pool.started(0)
