@@ -8,9 +8,10 @@
 import { timingSafeEqual } from 'node:crypto'
 import { sql } from 'drizzle-orm'
 import type { Broker } from '../broker/connect.ts'
+import { follow } from '../broker/follow.ts'
 import type { Config } from '../config.ts'
 import type { Database } from '../db/connect.ts'
-import { describe, MillraceError } from '../errors.ts'
+import { MillraceError } from '../errors.ts'
 import { type Caller, OPERATOR_TENANT, SCOPES, type Scope } from '../http/caller.ts'
 import { createBucket } from './rate.ts'
 import { hashSecret, readAuthorization } from './token.ts'
@@ -67,45 +68,26 @@ export async function openKeyring(
   if (API_KEYS === 'off') return null
   const entries = new Map<string, Entry>()
   let seenMs = 0
-  let reading: Promise<void> | undefined
-  let stale = false
-
-  /** Joins a reading under way, which then reads once more. */
-  function read(): Promise<void> {
-    stale = true
-    reading ??= (async () => {
-      try {
-        while (stale) {
-          stale = false
-          for (const row of await readChanged(db, seenMs - COMMIT_MS_MAX)) {
-            entries.set(row.prefix, entryOf(row, entries.get(row.prefix)))
-            seenMs = Math.max(seenMs, row.changed_ms)
-          }
-        }
-      } finally {
-        reading = undefined
+  const followed = follow(
+    { broker, log },
+    { subject: CHANGED_SUBJECT, everyMs: REREAD_MS, complaint: 'cannot read the API keys; keeping those known' },
+    async () => {
+      for (const row of await readChanged(db, seenMs - COMMIT_MS_MAX)) {
+        entries.set(row.prefix, entryOf(row, entries.get(row.prefix)))
+        seenMs = Math.max(seenMs, row.changed_ms)
       }
-    })()
-    return reading
-  }
-  const readLater = () =>
-    void read().catch((error) => log.warn({ error: describe(error) }, 'cannot read the API keys; keeping those known'))
-
-  await read()
-  const subscription = broker.nc.subscribe(CHANGED_SUBJECT, {
-    callback: (error, message) => {
-      if (error) return
-      entries.delete(message.string())
-      readLater()
     },
-  })
-  const timer = setInterval(readLater, REREAD_MS)
+    (prefix) => entries.delete(prefix),
+  )
+  try {
+    await followed.read()
+  } catch (error) {
+    followed.close()
+    throw error
+  }
   return {
     identify: (authorization) => identify(entries, authorization, Date.now()),
-    close: () => {
-      clearInterval(timer)
-      subscription.unsubscribe()
-    },
+    close: followed.close,
   }
 }
 

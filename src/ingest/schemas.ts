@@ -11,6 +11,7 @@ import { join } from 'node:path'
 import { sql } from 'drizzle-orm'
 import { type Actor, recordAct } from '../access/audit.ts'
 import type { Broker } from '../broker/connect.ts'
+import { follow } from '../broker/follow.ts'
 import type { Config } from '../config.ts'
 import { type Database, inTransaction, type Transaction } from '../db/connect.ts'
 import { describe, MillraceError } from '../errors.ts'
@@ -53,38 +54,17 @@ export async function openSchemas(
   config: Pick<Config, 'SCHEMA_DIR'>,
 ): Promise<SchemaRegistry> {
   let types = new Map<string, TypeSchemas>()
-  let reading: Promise<void> | undefined
-  let stale = false
-
-  /** Joins a reading under way, which then reads once more. */
-  function read(): Promise<void> {
-    stale = true
-    reading ??= (async () => {
-      try {
-        while (stale) {
-          stale = false
-          types = await readTypes(db, types, log)
-        }
-      } finally {
-        reading = undefined
-      }
-    })()
-    return reading
-  }
-
-  const readLater = () =>
-    void read().catch((error) => log.warn({ error: describe(error) }, 'cannot read the schemas; keeping those known'))
+  const { read, close } = follow(
+    { broker, log },
+    { subject: CHANGED_SUBJECT, everyMs: REREAD_MS, complaint: 'cannot read the schemas; keeping those known' },
+    async () => {
+      types = await readTypes(db, types, log)
+    },
+  )
 
   async function changed(): Promise<void> {
     await read()
     broker.nc.publish(CHANGED_SUBJECT)
-  }
-
-  const subscription = broker.nc.subscribe(CHANGED_SUBJECT, { callback: readLater })
-  const timer = setInterval(readLater, REREAD_MS)
-  const close = () => {
-    clearInterval(timer)
-    subscription.unsubscribe()
   }
 
   const registry: SchemaRegistry = {
