@@ -62,6 +62,7 @@ export function pack(events: OutgoingEvent[]): OutgoingEvent[][] {
 /** @param events  as `pack` sorts them: not empty, of one type, those of a request together */
 export function messageOf(events: OutgoingEvent[]): OutgoingMessage {
   const first = events[0]!
+  const alone = events.length === 1
   let headerLines = ''
   for (let from = 0; from < events.length; ) {
     const event = events[from]!
@@ -70,10 +71,10 @@ export function messageOf(events: OutgoingEvent[]): OutgoingMessage {
     headerLines += line(HEADER.request, requestValue(to - from, event))
     from = to
   }
-  if (events.length === 1)
+  if (alone)
     headerLines +=
       line(HEADER.traceparent, first.traceparent) + line(HEADER.id, first.id) + line(HEADER.source, first.source)
-  const payload = events.length === 1 ? first.payload : events.map((event) => event.payload).join(SEPARATOR)
+  const payload = alone ? first.payload : events.map((event) => event.payload).join(SEPARATOR)
   return { subject: subjectOf(first.type), headerLines, payload: Buffer.from(payload), events: events.length }
 }
 

@@ -22,7 +22,7 @@ export const BATCH_MESSAGES_MAX = 1_000
 /** A flight must reach the server within its 10 s of patience, and not swell the connection's buffers. */
 const FLIGHT_CHARS_MAX = 4 * 1024 * 1024
 /** However many types there are, a flight fits a batch. */
-const FLIGHT_EVENTS_MAX = 1_000
+const FLIGHT_EVENTS_MAX = BATCH_MESSAGES_MAX
 
 /** Up to here an fsync each costs the server less than an atomic batch, which it stages in a store of its own (measured). */
 const SINGLY_MAX = 8
